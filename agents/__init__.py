@@ -1,0 +1,64 @@
+"""Agents that maximise one information quantity and suppress another.
+
+`from agents import SLIM`, `agents.load("runs/…/last.ckpt")`, `agents.AGENTS`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+
+def _guard() -> None:
+    """Refuse to run with somebody else's `envs` or `mi`: other distributions own these names."""
+    ours = Path(__file__).resolve().parent.parent
+    for name in ("envs", "mi"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin is not None and origin.parent == ours / name:
+            continue
+        if origin is None:
+            raise ImportError(f"infomax-rl needs its own package {name!r}, which is not installed")
+        owners = importlib.metadata.packages_distributions().get(name, ["unknown"])
+        intruders = sorted(set(owners) - {"infomax-rl"}) or ["unknown"]
+        raise ImportError(
+            f"infomax-rl needs its own package {name!r}, but {origin} is imported instead, from "
+            f"the distribution {', '.join(intruders)}; uninstall it or use another environment"
+        )
+
+
+_guard()
+
+from agents.base import Agent, AgentConfig  # noqa: E402
+from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E402
+from agents.core.config import ConfigError  # noqa: E402
+from agents.core.log import NonFiniteError  # noqa: E402
+from agents.slim import SLIM  # noqa: E402
+
+__all__ = [
+    "AGENTS",
+    "SLIM",
+    "Agent",
+    "AgentConfig",
+    "CheckpointError",
+    "ConfigError",
+    "NonFiniteError",
+    "load",
+]
+
+AGENTS: dict[str, type[Agent]] = {"slim": SLIM}
+
+
+def load(path: str | Path, **kwargs: Any) -> Agent:
+    """The agent a checkpoint holds, of whatever kind; arguments as `Agent.load`.
+
+    Raises:
+        CheckpointError: no readable checkpoint, or of an agent this version does not have.
+    """
+    tree = load_checkpoint(path)
+    name = tree.get("agent") if isinstance(tree, dict) else None
+    if not isinstance(name, str) or name not in AGENTS:
+        raise CheckpointError(path, f"holds agent {name!r}, expected one of {', '.join(AGENTS)}")
+    return AGENTS[name].load(path, **kwargs)

@@ -1,0 +1,534 @@
+"""The contract of every agent, and the one training loop.
+
+Shape letters, here and in every agent: N environments, A agents, T time, B batch, D features,
+U action features, Z skill or code size, K skills, clusters or critics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import envs
+from agents.core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from agents.core.config import ConfigError, build, require, to_dict
+from agents.core.evaluate import Episodes, evaluate
+from agents.core.log import FiniteGuard, Mean
+from envs.base import BatchedEnv
+
+if TYPE_CHECKING:
+    from agents.core.run import Run
+
+State = dict[str, Tensor]
+"""What an agent carries from step to step (skill, hidden state): name -> [N, ...]."""
+
+
+@dataclass
+class AgentConfig:
+    """Settings every agent has."""
+
+    env: str = "tabletop"
+    """Environment id, see `python train.py list`."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, e.g. `env_kwargs.start=easy`."""
+    num_envs: int = 256
+    """Environments stepped together, N."""
+    seed: int = 0
+    """Of the networks, the exploration and the environment."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` …; `auto` takes a GPU where there is one."""
+    total_timesteps: int = 1_000_000
+    """Environment steps, summed over the environments."""
+    log_interval: int = 5
+    """Updates between two rows of metrics."""
+    checkpoint_interval: int = 10
+    """Updates between two checkpoints."""
+    eval_interval: int = 0
+    """Updates between two evaluations during training; 0 evaluates only at the end."""
+    eval_episodes: int = 256
+    """Episodes of one evaluation."""
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: names the key, the value and what was expected.
+        """
+        for name in ("num_envs", "total_timesteps", "log_interval", "checkpoint_interval"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.eval_interval >= 0, "eval_interval", self.eval_interval, "at least 0")
+        require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "at least 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
+
+
+class Stateful(Protocol):
+    """A part of an agent: anything that can be saved and restored."""
+
+    def state_dict(self) -> Any:
+        """Everything that decides the part's future."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Continue where `state_dict` was taken."""
+        ...
+
+
+class Agent:
+    """Learns, predicts, saves and loads; an algorithm fills in `build`, `act` and `update`.
+
+    Names and signatures are Stable-Baselines3's, with tensors inside.
+
+    Attributes:
+        config: the settings, an instance of `Config`.
+        parts: everything with a `state_dict`; save, load and resume go through it alone.
+        rollout_steps: steps of every environment that one `collect` takes.
+
+    Args:
+        env: id of a registered environment, a `BatchedEnv`, or a gymnasium environment.
+        config: settings; defaults if None.
+        **overrides: single settings, e.g. `num_envs=64, lr=3e-4`.
+
+    Raises:
+        ConfigError: an unknown, ill-typed or out-of-range setting, or an unknown environment.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[AgentConfig]]
+    score: ClassVar[str] = "return_mean"
+    """The evaluation metric that decides which checkpoint is the best one."""
+
+    def __init__(
+        self,
+        env: str | BatchedEnv | gym.Env | None = None,
+        config: AgentConfig | None = None,
+        **overrides: Any,
+    ) -> None:
+        if isinstance(env, str):
+            overrides["env"] = env
+        layers = [to_dict(config)] if config is not None else []
+        self.config: Any = build(self.Config, layers, overrides)
+        self.device = _device(self.config.device)
+        self.env = self._make_env(env)
+        self.num_envs = self.env.num_envs
+        self.num_timesteps = self.num_updates = 0
+        self.parts: dict[str, Stateful] = {}
+        self.rollout_steps = 1
+        self.run: Run | None = None
+        self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        with torch.random.fork_rng():  # networks draw from the global generator
+            torch.manual_seed(self.config.seed)
+            self.build()
+        self.guard, self._metrics = FiniteGuard(), Mean()
+        self._obs: Tensor | None = None  # None until training starts
+        self._state: State = {}
+        self._returns = torch.zeros(2, self.num_envs, device=self.device)  # so far; last finished
+        self._best_score = float("-inf")
+
+    # ---- what an algorithm writes
+
+    def build(self) -> None:
+        """Create networks, optimisers and memory, and register them in `parts`."""
+        raise NotImplementedError
+
+    def initial_state(self, num_envs: int) -> State:
+        """What is carried at the start of an episode, [num_envs, ...] each."""
+        return {}
+
+    def act(self, obs: Tensor, state: State, deterministic: bool) -> tuple[Tensor, State]:
+        """Actions [N, U] for observations [N, D], and the state to carry on."""
+        raise NotImplementedError
+
+    def store(
+        self,
+        obs: Tensor,
+        state: State,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        info: dict[str, Any],
+    ) -> None:
+        """Remember one step of all environments; the true successor is `info["final_obs"]`."""
+        raise NotImplementedError
+
+    def update(self) -> dict[str, Tensor]:
+        """Learn once; returns metrics as 0-d tensors."""
+        raise NotImplementedError
+
+    # ---- the training loop
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        callback: Callable[[Agent, dict[str, float]], bool | None] | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Collect, update, tick, until `num_timesteps` reaches `total_timesteps`.
+
+        Args:
+            total_timesteps: environment steps in all; the configured number if None.
+            callback: called with the agent and the metrics at every log interval; returning False
+                stops the training.
+            progress_bar: show one.
+
+        Returns:
+            The agent.
+
+        Raises:
+            NonFiniteError: a NaN or infinity, with its source.
+        """
+        total = self.config.total_timesteps if total_timesteps is None else total_timesteps
+        if self._obs is None:
+            self._obs, _ = self.env.reset(seed=self.config.seed)
+            self._state = self.initial_state(self.num_envs)
+        started, first = time.perf_counter(), self.num_timesteps
+        # None: no bar where nobody watches (a pipe, a log file).
+        disable = None if progress_bar else True
+        with tqdm(total=total, initial=first, disable=disable, unit="step") as bar:
+            while self.num_timesteps < total:
+                self.collect()
+                metrics = self.update()
+                self.num_updates += 1
+                for name, value in metrics.items():
+                    self.guard.watch(name, value)
+                self._metrics.add(metrics)
+                if self.device.type == "cpu":  # looking is free; elsewhere `_tick` looks
+                    self.guard.check()
+                bar.update(self.num_timesteps - bar.n)
+                speed = (self.num_timesteps - first) / (time.perf_counter() - started)
+                if not self._tick(speed, callback, bar, last=self.num_timesteps >= total):
+                    break
+        return self
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Take `rollout_steps` steps in every environment."""
+        assert self._obs is not None
+        for _ in range(self.rollout_steps):
+            obs, state = self._obs, self._state
+            self.guard.watch("observation", obs)  # first: it would infect all that follows
+            action, carried = self.act(obs, state, deterministic=False)
+            self.guard.watch("action", action)
+            if self.device.type == "cpu":
+                self.guard.check()
+            next_obs, reward, terminated, truncated, info = self.env.step(action)
+            self.guard.watch("observation", info["final_obs"])
+            self.guard.watch("reward", reward)
+            self.store(obs, state, action, reward, terminated, truncated, info)
+            done = terminated | truncated
+            self._obs, self._state = next_obs, self._restart(carried, done)
+            running = self._returns[0] + reward
+            self._returns = torch.stack(
+                [torch.where(done, 0, running), torch.where(done, running, self._returns[1])]
+            )
+            self.num_timesteps += self.num_envs
+
+    def _restart(self, state: State, mask: Tensor) -> State:
+        """`state` with the rows in `mask` (bool [N]) replaced by fresh initial ones."""
+        fresh = self.initial_state(mask.shape[0])
+        return {k: torch.where(_expand(mask, v), fresh[k], v) for k, v in state.items()}
+
+    def _tick(self, speed: float, callback: Any, bar: tqdm, last: bool) -> bool:
+        """Log, evaluate, checkpoint, obey signals; False stops the training."""
+        config, run = self.config, self.run
+        due = {
+            name: last or (interval and self.num_updates % interval == 0)
+            for name, interval in (
+                ("log", config.log_interval),
+                ("checkpoint", config.checkpoint_interval),
+            )
+        }
+        stop = run is not None and run.stop is not None
+        going_on = True
+        if due["log"]:
+            self.guard.check()
+            row = {"timesteps": self.num_timesteps, "updates": self.num_updates}
+            row |= self._metrics.pop() | {"return": self._returns[1].mean().item()}
+            if config.eval_interval and self.num_updates % config.eval_interval == 0:
+                row |= {f"eval/{k}": v for k, v in self.evaluate().items()}
+            row["time/steps_per_second"] = speed
+            if run is not None:
+                line = "  ".join(f"{k} {v:.3g}" for k, v in self.headline(row).items())
+                bar.write(f"{self.num_timesteps:>10,} steps  {line}  {speed:,.0f} steps/s")
+                run.log(row)
+                if row.get(f"eval/{self.score}", float("-inf")) > self._best_score:
+                    self._best_score = row[f"eval/{self.score}"]
+                    run.save(self.state_dict(), best=True)
+            going_on = callback is None or callback(self, row) is not False
+        if run is not None and (due["checkpoint"] or stop or not going_on):
+            self.guard.check()
+            run.save(self.state_dict())
+        return going_on and not stop
+
+    def headline(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The few metrics of a row that the console shows."""
+        return {"return": row["return"]}
+
+    # ---- use
+
+    def predict(
+        self,
+        observation: np.ndarray | Tensor,
+        state: State | None = None,
+        episode_start: np.ndarray | Tensor | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, State]:
+        """Actions for one observation or a batch, as SB3's `PolicyPredictor`.
+
+        Args:
+            observation: array or tensor, [D] or [N, D].
+            state: what the previous call returned; None starts afresh.
+            episode_start: bool [N], rows that begin an episode.
+            deterministic: the most likely action instead of a sample.
+
+        Returns:
+            Actions of the observation's kind and batch shape, and the state for the next call.
+
+        Raises:
+            ValueError: wrong observation shape, or a state for another number of rows.
+        """
+        tensor = isinstance(observation, Tensor)
+        obs = torch.as_tensor(observation, device=self.device)
+        space = self.env.single_observation_space
+        single = obs.shape == space.shape
+        if not single and obs.shape[1:] != space.shape:
+            raise ValueError(
+                f"observation: expected shape {space.shape} or (n, *{space.shape}), "
+                f"got {tuple(obs.shape)}"
+            )
+        obs = obs[None] if single else obs
+        with torch.no_grad(), self.using(self._predict_generator):
+            if state is None:
+                state = self.initial_state(len(obs))
+            elif any(len(value) != len(obs) for value in state.values()):
+                raise ValueError(f"state: expected {len(obs)} rows, one per observation")
+            elif episode_start is not None:
+                start = torch.as_tensor(episode_start, device=self.device).reshape(-1)
+                state = self._restart(state, start)
+            action, state = self.act(obs, state, deterministic)
+        action = action[0] if single else action
+        if isinstance(self.env.single_action_space, gym.spaces.Box):
+            low, high = self.env.single_action_space.low, self.env.single_action_space.high
+            action = action.clamp(
+                torch.as_tensor(low, device=self.device), torch.as_tensor(high, device=self.device)
+            )
+        return (action if tensor else action.cpu().numpy()), state
+
+    @property
+    def _predict_generator(self) -> torch.Generator:
+        """Its own generator, so that predicting between two updates does not change training."""
+        if not hasattr(self, "_predict_rng"):
+            self._predict_rng = torch.Generator(self.device).manual_seed(self.config.seed + 1)
+        return self._predict_rng
+
+    @contextmanager
+    def using(self, generator: torch.Generator):
+        """Draw from another generator for a while: evaluation must not disturb training."""
+        kept, self.generator = self.generator, generator
+        try:
+            yield self
+        finally:
+            self.generator = kept
+
+    def evaluate(
+        self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = True
+    ) -> dict[str, float]:
+        """Metrics of whole episodes: `return_mean`, `return_std`, `episodes`, and the agent's own.
+
+        A function of the parameters alone: environment and exploration are reseeded.
+
+        Args:
+            env: where to evaluate; a fresh copy of the training environment if None.
+            episodes: how many, rounded up to whole batches; `eval_episodes` if None.
+            deterministic: act without exploration.
+        """
+        count: int = episodes or self.config.eval_episodes
+        env = env or self.make_eval_env(count)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + 2)
+        with self.using(generator):
+            return evaluate(self, env, count, self.config.seed + 2, deterministic)
+
+    def episode_metrics(self, episodes: Episodes) -> dict[str, float]:
+        """The agent's own evaluation metrics from complete episodes."""
+        return {}
+
+    def make_eval_env(self, num_envs: int, **kwargs: Any) -> BatchedEnv:
+        """A fresh environment like the one this agent trains in; `kwargs` change its arguments."""
+        if self.config.env not in envs.ENVS:
+            raise ConfigError(
+                f"env={self.config.env!r}: not a registered environment, so evaluation needs one: "
+                "pass env="
+            )
+        arguments = {**self.config.env_kwargs, **kwargs}
+        return envs.make(self.config.env, num_envs, self.device, self.config.seed, **arguments)
+
+    def report(self, directory: Path) -> dict[str, float]:
+        """Evaluate and leave plots and videos in a run directory; returns the metrics."""
+        from agents.core.plot import plot_metrics
+
+        if (directory / "metrics.csv").exists():
+            plot_metrics(directory / "metrics.csv", directory / "plots" / "learning.png")
+        return self.evaluate()
+
+    # ---- save, load
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the agent's future, as a tree of tensors and plain values."""
+        env_state = self.env.state_dict()  # may reset an environment that cannot be captured
+        if not self.env.captures_state and self._obs is not None:
+            self._obs = self.env.last_obs
+            self._state = self.initial_state(self.num_envs)
+            self._returns.zero_()
+        return {
+            "agent": self.name,
+            "config": to_dict(self.config),
+            "num_timesteps": self.num_timesteps,
+            "num_updates": self.num_updates,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "generator": self.generator.get_state(),
+            "env": env_state,
+            "obs": self._obs,
+            "state": self._state,
+            "returns": self._returns,
+            "metrics": self._metrics.state_dict(),
+            "best_score": self._best_score if np.isfinite(self._best_score) else None,
+        }
+
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        The environment is continued too unless it has another number of rows; then training goes
+        on from freshly reset environments.
+
+        Raises:
+            ValueError: the tree belongs to another agent or to networks of other sizes.
+        """
+        if tree["agent"] != self.name:
+            raise ValueError(f"holds agent {tree['agent']!r}, expected {self.name!r}")
+        same_rows = len(tree["returns"][0]) == self.num_envs
+        for name, part in self.parts.items():
+            if name not in tree["parts"]:
+                raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
+            try:
+                part.load_state_dict(tree["parts"][name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                if "replay" in str(error) and not same_rows:
+                    continue  # a memory of other environments; it fills again
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(f"part {name!r} does not fit: {reason}") from None
+        self.num_timesteps, self.num_updates = tree["num_timesteps"], tree["num_updates"]
+        self._best_score = float("-inf") if tree["best_score"] is None else tree["best_score"]
+        if self.device.type == "cpu":
+            self.generator.set_state(tree["generator"])
+        else:  # a generator's state does not move between devices
+            self.generator.manual_seed(_stable_hash(self.config.seed, self.num_timesteps))
+        self._metrics.load_state_dict(_to(tree["metrics"], self.device))
+        if same_rows and tree["obs"] is not None:
+            self.env.load_state_dict(tree["env"])
+            self._obs = tree["obs"].to(self.device)
+            self._state = _to(tree["state"], self.device)
+            self._returns = tree["returns"].to(self.device)
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint (no pickle).
+
+        Raises:
+            CheckpointError: the file cannot be written; a previous file is left as it was.
+        """
+        save_checkpoint(path, self.state_dict())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: str | BatchedEnv | gym.Env | None = None,
+        device: str = "auto",
+        **overrides: Any,
+    ) -> Self:
+        """The agent a checkpoint holds, ready to predict or to go on learning.
+
+        Args:
+            path: of the checkpoint.
+            env: another environment than the one it was trained in.
+            device: where to put it.
+            **overrides: settings to change, e.g. `num_envs=1`.
+
+        Raises:
+            CheckpointError: no readable checkpoint of this agent.
+        """
+        tree: Any = load_checkpoint(path)
+        if not isinstance(tree, dict) or tree.get("agent") != cls.name:
+            held = tree.get("agent") if isinstance(tree, dict) else None
+            raise CheckpointError(path, f"holds agent {held!r}, expected {cls.name!r}")
+        config = build(cls.Config, [tree["config"]], {"device": device, **overrides})
+        agent = cls(env, config)
+        agent.restore(tree, path)
+        return agent
+
+    def restore(self, tree: dict[str, Any], path: str | Path) -> None:
+        """`load_state_dict` of a checkpoint's tree, with errors that name the file.
+
+        Raises:
+            CheckpointError: the tree does not fit this agent.
+        """
+        try:
+            self.load_state_dict(tree)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise CheckpointError(path, f"does not fit this agent: {error}") from None
+
+    def _make_env(self, env: str | BatchedEnv | gym.Env | None) -> BatchedEnv:
+        config = self.config
+        if isinstance(env, BatchedEnv):
+            if env.device.type != self.device.type:
+                raise ConfigError(f"device={config.device!r}: the environment is on {env.device}")
+            return env
+        if isinstance(env, gym.Env):
+            from envs.adapt import from_gymnasium
+
+            return from_gymnasium(env, device=self.device, seed=config.seed)
+        try:
+            return envs.make(
+                config.env, config.num_envs, self.device, config.seed, **config.env_kwargs
+            )
+        except ValueError as error:
+            raise ConfigError(f"env={config.env}: {error}") from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:<index>") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r}: torch {torch.__version__} sees no CUDA device here")
+    return device
+
+
+def _stable_hash(*values: int) -> int:
+    digest = hashlib.sha256(repr(values).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _expand(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.view(-1, *[1] * (like.dim() - 1))
+
+
+def _to(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _to(value, device) for key, value in tree.items()}
+    return tree

@@ -1,0 +1,225 @@
+"""Using learned skills: as actions of another learner (`SkillEnv`), or to plan (`SkillPlanner`).
+
+Shape letters: N environments, D observation features, Z skill size, P plans, H skills per plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agents.core.nets import RunningNorm, mlp
+from envs.base import BatchedEnv
+
+if TYPE_CHECKING:
+    from agents.slim import SLIM
+
+
+class SkillEnv(BatchedEnv):
+    """An environment whose action is a skill, held for several steps of the environment below.
+
+    The reward is the sum over those steps; `info` is the last step's, but `cost` is summed too.
+
+    Args:
+        env: the environment below; its leading observation columns must be those the agent was
+            trained on (as the tabletop's tasks arrange).
+        agent: whose policy turns skills into actions; it acts deterministically and is not changed.
+        hold: steps for which a skill is held.
+
+    Raises:
+        ValueError: the environment and the agent, or `hold` and the horizon, do not fit.
+    """
+
+    def __init__(self, env: BatchedEnv, agent: SLIM, hold: int = 10) -> None:
+        trained, space = agent.env.single_observation_space, env.single_observation_space
+        assert trained.shape and space.shape
+        if space.shape[0] < trained.shape[0]:
+            raise ValueError(
+                f"SkillEnv: the agent reads {trained.shape[0]} observation columns, "
+                f"the environment has {space.shape[0]}"
+            )
+        if hold < 1 or env.max_episode_steps % hold:
+            raise ValueError(
+                f"hold={hold}: expected a divisor of the horizon, {env.max_episode_steps} steps"
+            )
+        size = agent.config.skill_size
+        action: gym.Space[Any] = (
+            gym.spaces.Discrete(size)
+            if agent.config.skill == "discrete"
+            else gym.spaces.Box(-1.0, 1.0, (size,))
+        )
+        super().__init__(env.num_envs, space, action, env.device, env.rng.seed)
+        self.env, self.agent, self.hold = env, agent, hold
+        self.max_episode_steps = env.max_episode_steps // hold
+        self.rng, self._width = env.rng, trained.shape[0]
+
+    def skills(self, action: Tensor) -> Tensor:
+        """Skills [N, Z] of actions: directions are normalised, categories become one-hot."""
+        if self.agent.config.skill == "discrete":
+            return functional.one_hot(action, self.agent.config.skill_size).float()
+        return functional.normalize(action, dim=-1)
+
+    def _restart(self, mask: Tensor) -> None:
+        self.elapsed.masked_fill_(mask, 0)
+        self.env._restart(mask)
+
+    @torch.no_grad()
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        env, state = self.env, {"skill": self.skills(action)}
+        total = torch.zeros(self.num_envs, device=self.device)
+        cost, terminated = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.bool)
+        info: dict[str, Any] = {}
+        for _ in range(self.hold):
+            low_level, _ = self.agent.act(env._observe()[:, : self._width], state, True)
+            reward, ended, info = env._advance(low_level)
+            env.elapsed += 1
+            total += torch.where(terminated, 0.0, reward)
+            cost += info.get("cost", torch.zeros_like(cost))
+            terminated |= ended
+        if "cost" in info:
+            info["cost"] = cost
+        return total, terminated, info
+
+    def _observe(self) -> Tensor:
+        return self.env._observe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment below, and the position in the episode."""
+        return {"env": self.env.state_dict(), "elapsed": self.elapsed.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.env.load_state_dict(state["env"])
+        self.elapsed.copy_(state["elapsed"])
+
+
+class SkillDynamics(nn.Module):
+    """Predicts what holding a skill does: obs after `hold` steps from obs and skill.
+
+    The skill-dynamics model of DADS (Sharma et al. 2020) as a regression; object displacement is
+    among the predicted columns.
+
+    Args:
+        features: D.
+        skill_size: Z.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, features: int, skill_size: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.norm, self.change = RunningNorm(features), RunningNorm(features)
+        self.network = mlp(features + skill_size, (hidden, hidden), features)
+
+    def forward(self, obs: Tensor, skill: Tensor) -> Tensor:
+        """Predicted obs after the skill, [..., D]."""
+        change = self.network(torch.cat([self.norm(obs), skill], -1))
+        scale = (self.change.variance + 1e-8).sqrt().float()
+        return obs + change * scale + self.change.mean.float()
+
+    def fit(
+        self, obs: Tensor, skill: Tensor, next_obs: Tensor, steps: int, generator: torch.Generator
+    ) -> float:
+        """Train on transitions [B, ...]; returns the mean squared error in standard deviations."""
+        self.norm.update(obs)
+        self.change.update(next_obs - obs)
+        inputs, target = torch.cat([self.norm(obs), skill], -1), self.change(next_obs - obs)
+        optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            rows = torch.randint(len(obs), (512,), generator=generator, device=obs.device)
+            loss = functional.mse_loss(self.network(inputs[rows]), target[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return loss.item()
+
+
+class SkillPlanner:
+    """Zero-shot control: the cross-entropy method over skills in a learned `SkillDynamics`.
+
+    Nothing of the task is learned; its goal enters through `cost` alone.
+
+    Args:
+        agent: whose skills are planned over; continuous skills.
+        env: where to learn the dynamics, e.g. `agent.make_eval_env(256)`.
+        hold: steps for which a skill is held.
+        episodes: random-skill episodes of experience per environment.
+        seed: of the experience and the planner.
+    """
+
+    def __init__(
+        self, agent: SLIM, env: BatchedEnv, hold: int = 10, episodes: int = 20, seed: int = 0
+    ) -> None:
+        if agent.config.skill != "sphere":
+            raise ValueError("SkillPlanner: expected an agent with continuous skills")
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.skill_size = agent.config.skill_size
+        skills = SkillEnv(env, agent, hold)
+        assert env.single_observation_space.shape
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.dynamics = SkillDynamics(
+                env.single_observation_space.shape[0], self.skill_size
+            ).to(env.device)
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        obs, _ = skills.reset(seed=seed)
+        for _ in range(episodes * skills.max_episode_steps):
+            skill = self._random(env.num_envs)
+            following, _, _, _, info = skills.step(skill)
+            rows.append((obs, skill, info["final_obs"]))
+            obs = following
+        data = [torch.cat(column) for column in zip(*rows, strict=True)]
+        self.error = self.dynamics.fit(data[0], data[1], data[2], 3000, self.generator)
+
+    def _random(self, *shape: int) -> Tensor:
+        noise = torch.randn(
+            *shape, self.skill_size, generator=self.generator, device=self.generator.device
+        )
+        return functional.normalize(noise, dim=-1)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        obs: Tensor,
+        cost: Callable[[Tensor], Tensor],
+        horizon: int = 4,
+        plans: int = 256,
+        iterations: int = 4,
+        elites: int = 24,
+    ) -> Tensor:
+        """The next skill of the best plan for each row, [N, Z].
+
+        Args:
+            obs: [N, D], the columns the dynamics was learned on.
+            cost: predicted observations [N, P, D] -> cost [N, P]; summed over the plan's steps.
+            horizon: H.
+            plans: P, candidates per iteration.
+            iterations: of the cross-entropy method.
+            elites: candidates the next iteration's distribution is fitted to.
+        """
+        n = len(obs)
+        mean = torch.zeros(n, 1, horizon, self.skill_size, device=obs.device)
+        std = torch.ones_like(mean)
+        best = mean[:, 0, 0]
+        for _ in range(iterations):
+            noise = torch.randn(
+                n, plans, horizon, self.skill_size, generator=self.generator, device=obs.device
+            )
+            candidates = functional.normalize(mean + std * noise, dim=-1)
+            predicted = obs[:, None].expand(-1, plans, -1)
+            total = torch.zeros(n, plans, device=obs.device)
+            for step in range(horizon):
+                predicted = self.dynamics(predicted, candidates[:, :, step])
+                total += cost(predicted)
+            order = total.topk(elites, largest=False).indices
+            chosen = candidates.gather(1, order[:, :, None, None].expand(-1, -1, *mean.shape[2:]))
+            mean, std = chosen.mean(1, keepdim=True), chosen.std(1, keepdim=True) + 0.05
+            best = chosen[:, 0, 0]
+        return best

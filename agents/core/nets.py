@@ -1,0 +1,113 @@
+"""Networks and normalisers that several agents share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def mlp(
+    inputs: int, hidden: Sequence[int], outputs: int, output_gain: float = 1.0
+) -> nn.Sequential:
+    """Multi-layer perceptron with ELU, [..., inputs] -> [..., outputs].
+
+    Orthogonal weights and zero biases, as usual for PPO (Andrychowicz et al. 2021); `output_gain`
+    scales the last layer (0.01 starts a policy near its mean action).
+    """
+    sizes = [inputs, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for i in range(len(sizes) - 1):
+        layer = nn.Linear(sizes[i], sizes[i + 1])
+        last = i == len(sizes) - 2
+        nn.init.orthogonal_(layer.weight, output_gain if last else 2**0.5)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if last else [layer, nn.ELU()]
+    return nn.Sequential(*layers)
+
+
+class RunningNorm(nn.Module):
+    """Normalises features by their running mean and standard deviation.
+
+    Statistics are exact over everything `update` has seen (Chan et al. 1983) and part of the
+    `state_dict`.
+
+    Args:
+        features: D.
+        clip: largest absolute normalised value.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, features: int, clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(features, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take the samples x [..., D] into account."""
+        x = x.reshape(-1, x.shape[-1]).to(torch.float64)
+        variance, mean = torch.var_mean(x, 0, correction=0)
+        total = self.count + x.shape[0]
+        delta, share = mean - self.mean, x.shape[0] / total
+        self.variance.lerp_(variance, share).add_(delta.square() * share * (1 - share))
+        self.mean.lerp_(mean, share)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - mean) / std, clipped, [..., D]."""
+        std = (self.variance + 1e-8).sqrt()
+        return ((x - self.mean) / std).clamp(-self.clip, self.clip).to(torch.float32)
+
+
+class GaussianPolicy(nn.Module):
+    """N(μ(x), diag σ²) with a state-independent σ; actions are clipped by the environment.
+
+    Args:
+        inputs: size of x.
+        hidden: widths of the hidden layers.
+        actions: U.
+        initial_std: first value of σ.
+        bounds: smallest and largest σ.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        actions: int,
+        initial_std: float = 0.7,
+        bounds: tuple[float, float] = (0.1, 1.3),
+    ) -> None:
+        super().__init__()
+        self.mean = mlp(inputs, hidden, actions, output_gain=0.01)
+        self._low, self._high = math.log(bounds[0]), math.log(bounds[1])
+        share = (math.log(initial_std) - self._low) / (self._high - self._low)
+        # Through a sigmoid, because a clamp would end the gradient at a bound for good.
+        self.raw_std = nn.Parameter(torch.full((actions,), math.log(share / (1 - share))))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """μ(x) [..., U] and log σ [U]."""
+        log_std = self._low + (self._high - self._low) * torch.sigmoid(self.raw_std)
+        return self.mean(x), log_std
+
+    def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """An action, [..., U]."""
+        mean, log_std = self(x)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + log_std.exp() * noise
+
+
+def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log N(action; mean, diag exp(log_std)²), [...]."""
+    scaled = (action - mean) * torch.exp(-log_std)
+    return -(0.5 * scaled.square() + log_std + 0.5 * LOG_2PI).sum(-1)

@@ -1,0 +1,120 @@
+"""A run: one directory that holds everything a training run leaves, and can be resumed from."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.core.checkpoint import load_checkpoint, save_checkpoint
+from agents.core.config import ConfigError, read_yaml, save_yaml
+from agents.core.log import MetricsFile
+
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+class Run:
+    """Files, lock and signals of a run directory.
+
+    `config.yaml metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`. Use as a context
+    manager: inside, SIGTERM, SIGUSR1 and SIGINT set `stop` instead of killing the process.
+
+    Args:
+        directory: created if missing.
+        agent: name of the agent or baseline.
+        config: plain dict of the configuration, compared with the one the directory already holds.
+
+    Raises:
+        ConfigError: the directory belongs to another configuration, or another process uses it.
+    """
+
+    def __init__(self, directory: Path, agent: str, config: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.stop: signal.Signals | None = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = (directory / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"run={directory}: {error.strerror}; expected a writable directory"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"run={directory}: another process is using this directory") from None
+        self._compare({"agent": agent, **config})
+        self.checkpoint = load_checkpoint(self.last) if self.last.exists() else None
+        step = self.checkpoint["num_timesteps"] if self.checkpoint else -1
+        self.metrics = MetricsFile(directory / "metrics.csv", step)
+        self._tensorboard: SummaryWriter | None = None
+        self._purge_step = step + 1
+        self.started = time.perf_counter()
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.directory / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best evaluation."""
+        return self.directory / "best.ckpt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return (self.directory / "done.json").exists()
+
+    def _compare(self, config: dict[str, Any]) -> None:
+        path = self.directory / "config.yaml"
+        if not path.exists():
+            save_yaml(config, path)
+            return
+        saved = read_yaml(path)
+        for key in sorted(config.keys() | saved.keys()):
+            if key not in ("device", "run") and saved.get(key) != config.get(key):
+                raise ConfigError(
+                    f"run={self.directory}: holds a run with {key}={saved.get(key)!r}, expected "
+                    f"{config.get(key)!r}; give another run= or delete the directory"
+                )
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Write one row to metrics.csv and TensorBoard."""
+        self.metrics.write(metrics)
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(self.directory / "tb", purge_step=self._purge_step)
+        for name, value in metrics.items():
+            if name != "timesteps":
+                self._tensorboard.add_scalar(name, value, int(metrics["timesteps"]))
+
+    def save(self, tree: Mapping[str, Any], best: bool = False) -> None:
+        """Write the newest (or best) checkpoint."""
+        save_checkpoint(self.best if best else self.last, tree)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Mark the run as finished; its results go to done.json."""
+        temporary = self.directory / "done.json.tmp"
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+        os.replace(temporary, self.directory / "done.json")
+
+    def __enter__(self) -> Run:
+        self._previous = {number: signal.signal(number, self._on_signal) for number in EXIT_CODES}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        self._lock.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop = signal.Signals(number)

@@ -1,0 +1,267 @@
+"""The one kind of environment: a `gymnasium.vector.VectorEnv` whose arrays are torch tensors.
+
+Shape letters: N environments, D observation features, U action features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+_GOLDEN, _MIX1, _MIX2 = (
+    constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 tensors (Steele, Lea & Flood, OOPSLA 2014)."""
+
+    def xorshift(x: Tensor, bits: int) -> Tensor:
+        return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))  # the mask makes the shift logical
+
+    return xorshift(xorshift(xorshift(x, 30) * _MIX1, 27) * _MIX2, 31)
+
+
+def check_seed(seed: int) -> int:
+    """`seed`, if it is one.
+
+    Raises:
+        ValueError: not in 0 .. 2^63 - 1.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: expected an integer in 0 .. 2^63 - 1")
+    return seed
+
+
+class CounterRNG:
+    """Random numbers that are a function of (seed, environment, episode, draw).
+
+    Environment i therefore sees the same numbers whatever `num_envs`, the device or the order of
+    resets; the whole generator state is the seed and the episode counters.
+
+    Attributes:
+        seed: the seed.
+        episode: episode counters, int64 [N].
+    """
+
+    def __init__(self, num_envs: int, device: torch.device | str = "cpu", seed: int = 0) -> None:
+        self.seed = check_seed(seed)
+        self.episode = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
+        self._env = torch.arange(1, num_envs + 1, dtype=torch.int64, device=device)  # mix(0) is 0
+        self._draws = 0
+
+    def share(self) -> None:
+        """From now on every environment sees the numbers of the first, e.g. the same starts."""
+        self._env.fill_(1)
+
+    def begin(self, mask: Tensor) -> None:
+        """Start the next episode of the environments in `mask` (bool [N]); draws restart at 0."""
+        self.episode += mask
+        self._draws = 0
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform float32 draws in [low, high), [N, *shape]."""
+        count = int(np.prod(shape, dtype=int))
+        draw = torch.arange(self._draws, self._draws + count, device=self.episode.device) + 1
+        self._draws += count
+        seed = torch.tensor(self.seed, dtype=torch.int64, device=self.episode.device)
+        key = _mix(_mix(_mix(seed) + self._env * _GOLDEN) + self.episode * _GOLDEN)
+        bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
+        unit = bits.to(torch.float32) / 2**24
+        return (low + (high - low) * unit).view(-1, *shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32 draws (Box-Muller), [N, *shape]."""
+        radius = (-2 * torch.log1p(-self.uniform(*shape))).sqrt()
+        return radius * torch.cos(2 * torch.pi * self.uniform(*shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed and the episode counters."""
+        return {"seed": self.seed, "episode": self.episode.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.seed = state["seed"]
+        self.episode.copy_(state["episode"])
+
+
+class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
+    """N environments stepped as one; every array is a tensor on `device`.
+
+    Autoreset is SAME_STEP: the observation returned for a finished row already belongs to its next
+    episode, and `info["final_obs"]` (always there, all N rows) is the true successor of every row,
+    from which a truncated episode bootstraps. `info["_final_obs"]` marks the finished rows.
+
+    A subclass sets `max_episode_steps` and writes four methods: `_begin`, `_advance`, `_observe`
+    and `_state`. Nothing in `step` waits for a CUDA device.
+
+    Args:
+        num_envs: N.
+        observation_space: space of one environment.
+        action_space: space of one environment.
+        device: where all tensors live.
+        seed: of every random number the environment draws.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    max_episode_steps: int
+    spec: Any = None
+    dt: float | None = None
+    """Seconds per step, where time means something."""
+    captures_state: bool = True
+    """Whether `state_dict` holds the whole simulation; if not, taking it restarts the episodes."""
+    last_obs: Tensor
+    """The current observation, kept by environments whose state cannot be captured."""
+    reward_names: tuple[str, ...] = ("reward",)
+    """Names of the columns of `info["reward_terms"]`, for environments that report terms."""
+    skill_columns: list[int] | None = None
+    """Observation columns that skills should be about; None means all."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: expected at least 1")
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.rng = CounterRNG(num_envs, self.device, seed)
+        self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._action_shape = (num_envs, *(action_space.shape or ()))
+        if isinstance(action_space, gym.spaces.Box):
+            self._action_dtype = torch.float32
+        else:
+            self._action_dtype = torch.int64
+
+    # ---- what a subclass writes
+
+    def _begin(self, mask: Tensor) -> None:
+        """Put the environments in `mask` (bool [N]) at the start of their next episode."""
+        raise NotImplementedError
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Apply `action` [N, U]; return reward [N], terminated bool [N] and info."""
+        raise NotImplementedError
+
+    def _observe(self) -> Tensor:
+        """Observations of all environments, a fresh tensor [N, D]."""
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, Any]:
+        """Live tensors that together are the simulation's state."""
+        raise NotImplementedError
+
+    # ---- what a user calls
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Begin a new episode everywhere, or in `options["reset_mask"]` (bool [N]).
+
+        Args:
+            seed: restarts the random numbers; None continues with each row's next episode.
+            options: optionally `reset_mask`.
+
+        Returns:
+            Observations [N, D] and an info dict.
+        """
+        mask = self._everyone
+        if options and "reset_mask" in options:
+            mask = torch.as_tensor(options["reset_mask"], dtype=torch.bool, device=self.device)
+            if mask.shape != (self.num_envs,):
+                raise ValueError(
+                    f"reset_mask: expected shape ({self.num_envs},), got {tuple(mask.shape)}"
+                )
+        if seed is not None:
+            if isinstance(seed, list):
+                raise ValueError("seed: expected one integer; every row derives its own from it")
+            self.rng.seed = check_seed(seed)
+            self.rng.episode.masked_fill_(mask, -1)
+        self._restart(mask)
+        return self._observe(), {}
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Advance every environment by one control step.
+
+        Args:
+            actions: [N, *action shape], tensor (or array) in environment units.
+
+        Returns:
+            obs [N, D], reward float32 [N], terminated bool [N], truncated bool [N], info.
+
+        Raises:
+            ValueError: wrong shape, or (on CPU, where looking is free) non-finite actions.
+        """
+        action = self._check(actions)
+        reward, terminated, info = self._advance(action)
+        self.elapsed += 1
+        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
+        done = terminated | truncated
+        obs = self._observe()
+        info["final_obs"], info["_final_obs"] = obs, done
+        if self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
+            self._restart(done)
+            obs = self._observe()
+        return obs, reward, terminated, truncated, info
+
+    def _restart(self, mask: Tensor) -> None:
+        self.rng.begin(mask)
+        self.elapsed.masked_fill_(mask, 0)
+        self._begin(mask)
+
+    def _check(self, actions: Any) -> Tensor:
+        action = torch.as_tensor(actions, device=self.device)
+        if self._action_dtype == torch.int64 and action.is_floating_point():
+            raise ValueError(f"action: expected integers, got {action.dtype}")
+        action = action.to(self._action_dtype)
+        if action.shape != self._action_shape:
+            raise ValueError(
+                f"action: expected shape {self._action_shape}, got {tuple(action.shape)}"
+            )
+        if self.device.type == "cpu" and not bool(torch.isfinite(action).all()):
+            row = int((~torch.isfinite(action)).nonzero()[0, 0])
+            raise ValueError(f"action: non-finite in environment {row}")
+        return action
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that decides the future of the environments."""
+        return {
+            "rng": self.rng.state_dict(),
+            "elapsed": self.elapsed.clone(),
+            "state": {name: value.clone() for name, value in self._state().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state belongs to another environment or number of environments.
+        """
+        live = self._state() | {"elapsed": self.elapsed, "episode": self.rng.episode}
+        saved = state["state"] | {"elapsed": state["elapsed"], "episode": state["rng"]["episode"]}
+        if live.keys() != saved.keys():
+            raise ValueError(f"environment state: expected {sorted(live)}, got {sorted(saved)}")
+        for name, value in live.items():  # all are checked before the first is changed
+            if saved[name].shape != value.shape:
+                raise ValueError(
+                    f"environment state {name!r}: expected shape {tuple(value.shape)}, "
+                    f"got {tuple(saved[name].shape)}"
+                )
+        for name, value in live.items():
+            value.copy_(saved[name])
+        self.rng.load_state_dict(state["rng"])

@@ -1,0 +1,291 @@
+"""Batched MuJoCo: `mujoco.batch` on the CPU and `mujoco_warp` on CUDA behind one interface.
+
+A `Task` is torch-only, branch-free code over full batches and is written once for both engines;
+`MujocoEnv` turns it into a `BatchedEnv`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Protocol
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+from mujoco import batch
+from torch import Tensor
+
+from envs.base import BatchedEnv, CounterRNG
+
+Backend = Literal["auto", "batch", "warp"]
+
+
+class BatchedSim(Protocol):
+    """N simulations of one model, stepped together.
+
+    `qpos`, `qvel`, `ctrl`, `time`, `mocap_pos` and the tensors `field` returns are live views
+    [N, ...]: read them after a call, write `qpos` ... `mocap_pos` before one.
+    """
+
+    model: mujoco.MjModel
+    num_envs: int
+    device: torch.device
+    qpos: Tensor
+    qvel: Tensor
+    ctrl: Tensor
+    time: Tensor
+    mocap_pos: Tensor
+
+    def field(self, name: str) -> Tensor:
+        """Live view [N, ...] of a derived `MjData` field such as `sensordata` or `xpos`."""
+        ...
+
+    def step(self, nstep: int, fresh: bool = False) -> None:
+        """Advance by `nstep` physics steps with `ctrl` held.
+
+        Derived fields then describe the state one substep ago, as after `mj_step`; `fresh=True`
+        recomputes those that depend on position and velocity.
+        """
+        ...
+
+    def reset(self, mask: Tensor) -> None:
+        """Put the simulations in `mask` (bool [N]) in the model's default state."""
+        ...
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        """Recompute derived fields from the state, of the rows in `mask` or of all."""
+        ...
+
+    def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
+        """Give `MjModel` fields one value per simulation, [N, ...], constants following."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Live tensors that hold the complete integration state."""
+        ...
+
+    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+        """Images uint8 [N, 3, height, width] of all simulations; resolution (height, width)."""
+        ...
+
+
+class MjBatchSim:
+    """C MuJoCo on a thread pool (`mujoco.batch`): bit-identical to one `MjData` per simulation.
+
+    Args:
+        model: the model, shared by all simulations except for fields given to `set_params`.
+        num_envs: N.
+        num_threads: threads of the pool; 0 takes the processors this process may use.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0) -> None:
+        self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
+        num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._batch = batch.Batch(model, num_envs, min(num_threads, num_envs))
+        self._rows = torch.from_numpy(self._batch.state)
+        self.qpos, self.qvel, self.ctrl, self.time, self.mocap_pos = (
+            torch.from_numpy(self._batch.bind(name))
+            for name in ("qpos", "qvel", "ctrl", "time", "mocap_pos")
+        )
+        self._fields: dict[str, Tensor] = {}
+        self._renderer: Any = None
+        self._params: set[str] = set()
+
+    def field(self, name: str) -> Tensor:
+        """See `BatchedSim`; the view must not be written."""
+        if name not in self._fields:
+            array = self._batch.bind(name)
+            array.flags.writeable = True  # torch has no read-only tensors and would warn
+            self._fields[name] = torch.from_numpy(array)
+            array.flags.writeable = False
+        return self._fields[name]
+
+    def step(self, nstep: int, fresh: bool = False) -> None:
+        """See `BatchedSim`."""
+        stage = mujoco.mjtStage.mjSTAGE_VEL if fresh else mujoco.mjtStage.mjSTAGE_NONE
+        self._batch.step(None, nstep, stage.value)
+
+    def reset(self, mask: Tensor) -> None:
+        """See `BatchedSim`."""
+        self._batch.reset(self._ids(mask), stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        """See `BatchedSim`."""
+        self._batch.forward(
+            None if mask is None else self._ids(mask), mujoco.mjtStage.mjSTAGE_VEL.value
+        )
+
+    def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
+        """See `BatchedSim`."""
+        rows = slice(None) if mask is None else mask.numpy()
+        for name, value in params.items():
+            self._batch.expand(name)[rows] = value.numpy()[rows]
+        self._batch.set_const(None if mask is None else self._ids(mask))
+        self._params |= params.keys()
+
+    def state(self) -> dict[str, Tensor]:
+        """See `BatchedSim`: one row per simulation, warm start included."""
+        expanded = {f"model.{k}": torch.from_numpy(self._batch.expand(k)) for k in self._params}
+        return {"rows": self._rows, **expanded}
+
+    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+        """See `BatchedSim`: ray-traced by mujoco_warp, so that no OpenGL is needed."""
+        from envs.warp import Renderer  # compiles kernels: only for those who look
+
+        if self._renderer is None:
+            self._renderer = {}
+        key = (camera, resolution)
+        if key not in self._renderer:
+            self._renderer[key] = Renderer(self.model, self.num_envs, camera, resolution)
+        return self._renderer[key].render(self.qpos, self.mocap_pos)
+
+    @staticmethod
+    def _ids(mask: Tensor) -> np.ndarray:
+        return mask.nonzero().squeeze(1).to(torch.int32).numpy()
+
+
+def make_sim(
+    model: mujoco.MjModel,
+    num_envs: int,
+    device: torch.device | str = "cpu",
+    backend: Backend = "auto",
+    num_threads: int = 0,
+) -> BatchedSim:
+    """The simulation engine for a device: `auto` takes batch on the CPU and warp on CUDA."""
+    device = torch.device(device)
+    if backend == "auto":
+        backend = "batch" if device.type == "cpu" else "warp"
+    if backend == "batch":
+        if device.type != "cpu":
+            raise ValueError(f"backend='batch' runs on the CPU, not on device={str(device)!r}")
+        return MjBatchSim(model, num_envs, num_threads)
+    if backend == "warp":
+        from envs.warp import MjWarpSim
+
+        return MjWarpSim(model, num_envs, device)
+    raise ValueError(f"backend={backend!r}: expected 'auto', 'batch' or 'warp'")
+
+
+class Task:
+    """What the physics means. Torch-only and branch-free over full batches.
+
+    Attributes:
+        frame_skip: physics steps per control step.
+        max_episode_steps: control steps after which an episode is truncated.
+        fresh: whether `observe` or `reward` read derived fields of the current state.
+        observation_size: D.
+        observation_bound: of the observation space; no observation is larger in magnitude.
+        reward_names, skill_columns: see `BatchedEnv`.
+    """
+
+    frame_skip: int
+    max_episode_steps: int
+    fresh: bool = False
+    observation_size: int
+    observation_bound: float = np.inf
+    reward_names: tuple[str, ...] = ("reward",)
+    skill_columns: list[int] | None = None
+
+    def model(self) -> mujoco.MjModel:
+        """The compiled model."""
+        raise NotImplementedError
+
+    def bind(self, sim: BatchedSim) -> None:
+        """Allocate per-environment tensors and look up addresses, once."""
+
+    def action_space(self, model: mujoco.MjModel) -> gym.spaces.Box:
+        """Space of one action; by default the actuators' control range."""
+        low, high = model.actuator_ctrlrange.T.astype(np.float32)
+        return gym.spaces.Box(low, high, dtype=np.float32)
+
+    def control(self, sim: BatchedSim, action: Tensor) -> None:
+        """Write `sim.ctrl` from `action` [N, U]."""
+        sim.ctrl.copy_(action)
+
+    def sample_reset(self, sim: BatchedSim, rng: CounterRNG, mask: Tensor) -> None:
+        """Write the start state of the rows in `mask`, which are in the model's default state."""
+        raise NotImplementedError
+
+    def observe(self, sim: BatchedSim) -> Tensor:
+        """Observations, float32 [N, D]."""
+        raise NotImplementedError
+
+    def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Reward float32 [N] and info of the transition that has just been simulated."""
+        raise NotImplementedError
+
+    def terminated(self, sim: BatchedSim) -> Tensor:
+        """Rows that reached a terminal state, bool [N]."""
+        return torch.zeros(sim.num_envs, dtype=torch.bool, device=sim.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Live tensors the task keeps besides the simulation's."""
+        return {}
+
+
+class MujocoEnv(BatchedEnv):
+    """A `Task` on a `BatchedSim`.
+
+    Args:
+        task: the task.
+        num_envs: N.
+        device: 'cpu' or a CUDA device.
+        seed: of the start states.
+        backend: engine; see `make_sim`.
+        num_threads: threads of the CPU engine; 0 takes all processors.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        backend: Backend = "auto",
+        num_threads: int = 0,
+    ) -> None:
+        model = task.model()
+        self.task = task
+        self.sim = make_sim(model, num_envs, device, backend, num_threads)
+        self.max_episode_steps = task.max_episode_steps
+        self.reward_names, self.skill_columns = task.reward_names, task.skill_columns
+        self.dt = float(model.opt.timestep) * task.frame_skip
+        bound = task.observation_bound
+        observation_space = gym.spaces.Box(-bound, bound, (task.observation_size,), np.float32)
+        super().__init__(num_envs, observation_space, task.action_space(model), device, seed)
+        space = self.single_action_space
+        assert isinstance(space, gym.spaces.Box)
+        self._low, self._high = (
+            torch.as_tensor(bound, device=self.device) for bound in (space.low, space.high)
+        )
+        task.bind(self.sim)
+
+    def _begin(self, mask: Tensor) -> None:
+        self.sim.reset(mask)
+        self.task.sample_reset(self.sim, self.rng, mask)
+        if self.task.fresh:
+            self.sim.forward(mask)
+
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        action = torch.clamp(action, self._low, self._high)
+        self.task.control(self.sim, action)
+        self.sim.step(self.task.frame_skip, self.task.fresh)
+        reward, info = self.task.reward(self.sim, action)
+        return reward, self.task.terminated(self.sim), info
+
+    def _observe(self) -> Tensor:
+        return self.task.observe(self.sim)
+
+    def _state(self) -> dict[str, Tensor]:
+        return self.sim.state() | {f"task.{k}": v for k, v in self.task.state().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `BatchedEnv`; derived fields are recomputed from the restored state."""
+        super().load_state_dict(state)
+        if self.task.fresh:
+            self.sim.forward()
+
+    def render(self, camera: str = "main", resolution: tuple[int, int] = (240, 320)) -> Tensor:  # type: ignore[override]
+        """Images of all environments, uint8 [N, 3, height, width]; resolution (height, width)."""
+        return self.sim.render(camera, resolution)

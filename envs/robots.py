@@ -1,0 +1,399 @@
+"""Robots of the tabletop: model file, control and observation, torch-only over full batches.
+
+Shape letters: N environments, U action features, J joints (columns of `qpos` the robot owns).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.base import CounterRNG
+from envs.mujoco import BatchedSim
+
+
+class Robot:
+    """What the tabletop needs to know about an arm; its joints come first in `qpos` and `qvel`.
+
+    Attributes:
+        asset: MJCF file in `envs/assets`.
+        joints: J.
+        action_size: U; actions are in [-1, 1].
+        observation_size: columns of `observe`.
+        object_size: columns of `observe_object`.
+        tool_low, tool_high: workspace of the tool centre point [m].
+    """
+
+    asset: ClassVar[str]
+    joints: ClassVar[int]
+    action_size: ClassVar[int]
+    observation_size: ClassVar[int]
+    object_size: ClassVar[int] = 11
+    tool_low: ClassVar[tuple[float, float, float]] = (-0.3, -0.3, 0.02)
+    tool_high: ClassVar[tuple[float, float, float]] = (0.3, 0.3, 0.32)
+
+    def bind(self, sim: BatchedSim) -> None:
+        """Put constants on the simulation's device, once."""
+        self.low, self.high = (
+            torch.tensor(bound, device=sim.device) for bound in (self.tool_low, self.tool_high)
+        )
+
+    def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
+        """Joint positions [N, J] that put the tool at `position` [N, 3] [m], fingers open."""
+        raise NotImplementedError
+
+    def control(self, sim: BatchedSim, action: Tensor) -> None:
+        """Write actuator targets from `action` [N, U]."""
+        raise NotImplementedError
+
+    def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
+        """Position [m] and velocity [m/s] of the tool centre point, float32 [N, 3] each."""
+        raise NotImplementedError
+
+    def at_joint_limit(self, sim: BatchedSim) -> Tensor:
+        """Rows with a joint within 1 % of its range from a limit, bool [N]."""
+        raise NotImplementedError
+
+    def observe(self, sim: BatchedSim) -> Tensor:
+        """The robot's own state, float32 [N, observation_size]."""
+        raise NotImplementedError
+
+    def observe_object(self, pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
+        """An object's columns, position first, float32 [N, object_size].
+
+        Args:
+            pose: position [m] and quaternion (w, x, y, z), [N, 7].
+            velocity: linear [m/s] and angular [rad/s], [N, 6].
+            tool: position of the tool centre point [m], [N, 3].
+        """
+        return compact_object(pose, velocity, tool)
+
+
+def compact_object(pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
+    """Position, offset from the tool, yaw and linear velocity of a box, [N, 11].
+
+    A cube looks the same after half a turn (and after a quarter, which a pusher can ignore), so yaw
+    enters as cos 2θ and sin 2θ.
+    """
+    position, (w, x, y, z) = pose[:, :3], pose[:, 3:].unbind(1)
+    sine, cosine = 2 * (w * z + x * y), 1 - 2 * (y * y + z * z)
+    norm = (sine.square() + cosine.square()).clamp_min(1e-6)
+    double_yaw = torch.stack(
+        [(cosine.square() - sine.square()) / norm, 2 * sine * cosine / norm], 1
+    )
+    return torch.cat([position, position - tool, double_yaw, velocity[:, :3]], 1)
+
+
+class Gantry(Robot):
+    """Three slides, yaw and two fingers: the fast default on a CPU.
+
+    Action [N, 5] in [-1, 1]: tool displacement (x, y, z) · 5 cm, yaw · 0.3 rad, grip (> 0 closes).
+    Observation [N, 11]: tool position 3 [m], yaw [rad], opening [m], tool velocity 3 [m/s],
+    target minus actual position 3 [m], which tells a push from free motion.
+    """
+
+    asset = "tabletop_gantry.xml"
+    joints = 6
+    action_size = 5
+    observation_size = 11
+    tool_height = 0.02  # of the tool centre point above the finger tips [m]
+
+    def bind(self, sim: BatchedSim) -> None:
+        """See `Robot`."""
+        super().bind(sim)
+        self._offset = torch.tensor([0.0, 0.0, self.tool_height], device=sim.device)
+        limits = torch.as_tensor(sim.model.jnt_range[:4], dtype=torch.float32, device=sim.device)
+        margin = 0.01 * (limits[:, 1] - limits[:, 0])
+        # Resting on the table is the z slide's lower limit and is judged by force instead.
+        self._limit_low = (limits[:, 0] + margin).index_fill(
+            0, torch.tensor([2], device=sim.device), -torch.inf
+        )
+        self._limit_high = limits[:, 1] - margin
+
+    def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
+        """See `Robot`."""
+        fingers = torch.full_like(position[:, :2], 0.03)
+        yaw = torch.zeros_like(position[:, :1])
+        return torch.cat([position - self._offset, yaw, fingers], 1)
+
+    def control(self, sim: BatchedSim, action: Tensor) -> None:
+        """See `Robot`."""
+        joints = sim.qpos[:, :4].to(torch.float32)
+        target = joints[:, :3] + self._offset + 0.05 * action[:, :3]
+        sim.ctrl[:, :3] = torch.clamp(target, self.low, self.high) - self._offset
+        sim.ctrl[:, 3] = torch.clamp(joints[:, 3] + 0.3 * action[:, 3], -1.6, 1.6)
+        sim.ctrl[:, 4:6] = torch.where(action[:, 4:] > 0, 0.0, 0.04)
+
+    def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
+        """See `Robot`."""
+        return sim.qpos[:, :3].to(torch.float32) + self._offset, sim.qvel[:, :3].to(torch.float32)
+
+    def at_joint_limit(self, sim: BatchedSim) -> Tensor:
+        """See `Robot`."""
+        joints = sim.qpos[:, :4]
+        return ((joints < self._limit_low) | (joints > self._limit_high)).any(1)
+
+    def observe(self, sim: BatchedSim) -> Tensor:
+        """See `Robot`."""
+        joints, target = sim.qpos[:, :6].to(torch.float32), sim.ctrl[:, :3].to(torch.float32)
+        opening = joints[:, 4:5] + joints[:, 5:6]
+        velocity = sim.qvel[:, :3].to(torch.float32)
+        return torch.cat(
+            [
+                joints[:, :3] + self._offset,
+                joints[:, 3:4],
+                opening,
+                velocity,
+                target - joints[:, :3],
+            ],
+            1,
+        )
+
+
+class Chain:
+    """Kinematics of the hinges between the world and a site, read from the compiled model.
+
+    The frame of hinge k is F_k Rz(q_k) in the frame of hinge k - 1, and the site is fixed in the
+    last one: the constant transforms F are all there is to know about an arm.
+
+    Args:
+        model: a model in which every hinge on the way turns about the z axis of its body.
+        site: name of the site.
+        device: where to compute.
+        dtype: in which precision.
+
+    Attributes:
+        limits: of the hinges, lower and upper [rad], [2, J].
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, site: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        at = model.site(site)
+        body, fixed = int(at.bodyid[0]), _transform(at.pos, at.quat)
+        hinges: list[int] = []
+        transforms: list[np.ndarray] = []
+        while body:
+            if model.body_jntnum[body]:
+                hinges.insert(0, int(model.body_jntadr[body]))
+                transforms.insert(0, fixed)
+                fixed = np.eye(4)
+            fixed = _transform(model.body_pos[body], model.body_quat[body]) @ fixed
+            body = int(model.body_parentid[body])
+        if (model.jnt_axis[hinges] != [0, 0, 1]).any() or model.jnt_pos[hinges].any():
+            raise ValueError(f"site {site!r}: a hinge does not turn about the z axis of its body")
+        constants = np.stack([fixed, *transforms]), model.jnt_range[hinges].T
+        fixed_transforms, self.limits = (
+            torch.as_tensor(constant, dtype=dtype, device=device) for constant in constants
+        )
+        self._before, self._after = fixed_transforms[:-1], fixed_transforms[-1]
+
+    def __call__(self, joints: Tensor) -> tuple[Tensor, Tensor]:
+        """Pose of the site [N, 4, 4] and its Jacobian [N, 6, J], linear rows first.
+
+        Args:
+            joints: joint positions [rad], [N, J].
+        """
+        cosine, sine = joints.cos()[..., None], joints.sin()[..., None]
+        links = self._before.repeat(len(joints), 1, 1, 1)
+        x, y = self._before[..., 0], self._before[..., 1]
+        links[..., 0], links[..., 1] = cosine * x + sine * y, cosine * y - sine * x
+        frames = [links[:, 0]]
+        for k in range(1, links.shape[1]):
+            frames.append(_compose(frames[-1], links[:, k]))
+        site = _compose(frames[-1], self._after)
+        hinges = torch.stack(frames, 3)
+        axis, origin = hinges[:, :3, 2], hinges[:, :3, 3]
+        linear = torch.linalg.cross(axis, site[:, :3, 3:] - origin, dim=1)
+        return site, torch.cat([linear, axis], 1)
+
+
+def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    """Homogeneous transform [4, 4]."""
+    transform, rotation = np.eye(4), np.empty(9)
+    mujoco.mju_quat2Mat(rotation, quaternion)
+    transform[:3, :3], transform[:3, 3] = rotation.reshape(3, 3), position
+    return transform
+
+
+def _compose(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product a b; `@` may be set to round to TF32, which is 1 mm at an arm's length."""
+    return (a[..., None] * b[..., None, :, :]).sum(-2)
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Solution [N, D] of positive definite systems by elimination, D steps for all rows at once.
+
+    LAPACK's counterparts on CUDA wait for the device; without pivoting there is nothing to decide.
+    """
+    system = torch.cat([matrix, vector[..., None]], 2)
+    for k in range(matrix.shape[1]):
+        pivot = system[:, k] / system[:, k, k, None]
+        system = system - system[:, :, k, None] * pivot[:, None]
+        system[:, k] = pivot
+    return system[..., -1]
+
+
+def _rotate(rotation: Tensor, vector: Tensor) -> Tensor:
+    """`rotation` [N, 3, 3] followed by a turn about `vector` [N, 3] by its length [rad]."""
+    angle = torch.linalg.vector_norm(vector, dim=1)[:, None, None]
+    axis = vector[..., None].expand_as(rotation)
+    once = torch.linalg.cross(axis, rotation, dim=1)
+    twice = torch.linalg.cross(axis, once, dim=1)
+    # Rodrigues' formula; sinc keeps it finite at a turn by zero.
+    first, second = torch.sinc(angle / torch.pi), torch.sinc(angle / (2 * torch.pi)).square() / 2
+    return rotation + first * once + second * twice
+
+
+def _quaternion(rotation: Tensor) -> Tensor:
+    """Quaternion (w, x, y, z) with w >= 0 of rotation matrices [N, 3, 3], [N, 4]."""
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = rotation.flatten(1).unbind(1)
+    products = [  # 4 q qᵀ: every row is q up to a factor, the one of the largest entry safely so
+        [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
+        [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
+        [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
+        [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
+    ]
+    outer = torch.stack([torch.stack(row, 1) for row in products], 1)
+    largest = outer.diagonal(dim1=1, dim2=2).argmax(1)
+    row = outer.gather(1, largest[:, None, None].expand(-1, 1, 4))[:, 0]
+    return _upright(row / torch.linalg.vector_norm(row, dim=1, keepdim=True))
+
+
+def _upright(quaternion: Tensor) -> Tensor:
+    """Of the two quaternions of a rotation, the one with w >= 0, [N, 4]."""
+    return torch.where(quaternion[:, :1] < 0, -quaternion, quaternion)
+
+
+class Panda(Robot):
+    """A Franka Emika Panda under inverse kinematics, with the observation and action of SLIM.
+
+    Action [N, 7] in [-1, 1]: tool displacement (x, y, z) · 3 cm, rotation vector in the world's
+    frame · 0.25 rad, grip (> 0 closes); both relative to where the tool is.
+    Observation [N, 29]: joint positions 9 [rad, m], velocities of the arm 7 [rad/s], tool position 3
+    [m] and orientation 4 (quaternion, the identity when pointing straight down), tool velocity 6
+    [m/s, rad/s]; an object adds its pose 7 and velocity 6.
+
+    Source: Emukpere et al., "SLIM: Skill Learning with Multiple Critics", ICRA 2024. Joint targets
+    replace its operational space control, whose torques would change at every physics step.
+    """
+
+    asset = "tabletop_panda.xml"
+    joints = 9
+    action_size = 7
+    observation_size = 29
+    object_size = 13
+    tool_low = (-0.3, -0.3, 0.005)  # 9 mm above the finger tips: a target here presses the table
+    damping = 0.1  # λ of damped least squares [m, rad]; less of it lets singular poses run wild
+    stride = 0.15  # longest step in joint space [rad], which bounds the speed near singular poses
+    iterations = 2  # of damped least squares per control step
+
+    def bind(self, sim: BatchedSim) -> None:
+        """See `Robot`."""
+        super().bind(sim)
+        model, like = sim.model, {"dtype": sim.qpos.dtype, "device": sim.device}
+        self._chain = Chain(model, "tool", **like)
+        self._ridge = self.damping**2 * torch.eye(6, **like)
+        low, high = self._chain.limits
+        self._margin_low, self._margin_high = (
+            torch.lerp(low, high, 0.01),
+            torch.lerp(high, low, 0.01),
+        )
+        # The arm in the vertical plane through its base, as `start` sees it; see there.
+        base, shoulder = model.body("base").pos, model.body("link1").pos[2]
+        link = {k: model.body(f"link{k}").pos for k in (3, 4, 5, 7)}
+        self._upper = float(-link[3][1]), float(link[4][0])
+        self._fore = float(link[5][1]), float(-link[5][0])
+        below = model.body("hand").pos[2] + model.site("tool").pos[2]
+        self._base = float(base[0]), float(base[1])
+        self._wrist = float(link[7][0]), float(below - base[2] - shoulder)
+
+    def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
+        """See `Robot`; the hand points straight down and the fingers open along y.
+
+        Joints 3 and 5 stay at zero, so that the arm is a planar one with two links, whose inverse
+        kinematics has a closed form (elbow up).
+        """
+        x, y, z = position.to(sim.qpos.dtype).unbind(1)
+        x, y = x - self._base[0], y - self._base[1]
+        azimuth = torch.atan2(y, x)
+        # From the shoulder to the wrist, outwards and upwards.
+        outwards, upwards = torch.hypot(x, y) - self._wrist[0], z + self._wrist[1]
+        (upper, fore), (bend_upper, bend_fore) = (
+            [function(*link) for link in (self._upper, self._fore)]
+            for function in (math.hypot, lambda along, across: math.atan2(across, along))
+        )
+        square = outwards.square() + upwards.square()
+        cosine = (square - upper**2 - fore**2) / (2 * upper * fore)
+        elbow = torch.acos(cosine.clamp(-1, 1))
+        lean = torch.atan2(outwards, upwards) - torch.atan2(
+            fore * elbow.sin(), upper + fore * elbow.cos()
+        )
+        joint2, joint4 = lean - bend_upper, -(elbow + bend_upper + bend_fore)
+        zero, finger = torch.zeros_like(x), torch.full_like(x, 0.04)
+        arm = [azimuth, joint2, zero, joint4, zero, joint2 - joint4, azimuth + torch.pi / 4]
+        return torch.stack([*arm, finger, finger], 1)
+
+    def control(self, sim: BatchedSim, action: Tensor) -> None:
+        """See `Robot`; the joint targets are held until the next control step."""
+        joints = sim.qpos[:, :7]
+        pose, _ = self._chain(joints)
+        action = action.to(joints.dtype)
+        position = torch.clamp(pose[:, :3, 3] + 0.03 * action[:, :3], self.low, self.high)
+        rotation = _rotate(pose[:, :3, :3], 0.25 * action[:, 3:6])
+        for _ in range(self.iterations):
+            joints = self._approach(joints, position, rotation)
+        sim.ctrl[:, :7] = joints
+        sim.ctrl[:, 7:9] = torch.where(action[:, 6:] > 0, 0.0, 0.04)
+
+    def _approach(self, joints: Tensor, position: Tensor, rotation: Tensor) -> Tensor:
+        """Joint positions [N, 7] nearer to a tool pose: one step of damped least squares."""
+        pose, jacobian = self._chain(joints)
+        turn = torch.linalg.cross(pose[:, :3, :3], rotation, dim=1).sum(2) / 2
+        error = torch.cat([position - pose[:, :3, 3], turn], 1)
+        gram = _compose(jacobian, jacobian.mT) + self._ridge
+        step = _apply(jacobian.mT, _solve(gram, error))
+        length = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+        step = step * (self.stride / length).clamp_max(1)
+        return torch.clamp(joints + step, *self._chain.limits)
+
+    def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
+        """See `Robot`."""
+        pose, jacobian = self._chain(sim.qpos[:, :7])
+        velocity = _apply(jacobian[:, :3], sim.qvel[:, :7])
+        return pose[:, :3, 3].to(torch.float32), velocity.to(torch.float32)
+
+    def at_joint_limit(self, sim: BatchedSim) -> Tensor:
+        """See `Robot`; an open or closed gripper does not count."""
+        joints = sim.qpos[:, :7]
+        return ((joints < self._margin_low) | (joints > self._margin_high)).any(1)
+
+    def observe(self, sim: BatchedSim) -> Tensor:
+        """See `Robot`."""
+        pose, jacobian = self._chain(sim.qpos[:, :7])
+        velocity = sim.qvel[:, :7]
+        columns = [
+            sim.qpos[:, :9],
+            velocity,
+            pose[:, :3, 3],
+            _quaternion(pose[:, :3, :3]),
+            _apply(jacobian, velocity),
+        ]
+        return torch.cat(columns, 1).to(torch.float32)
+
+    def observe_object(self, pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
+        """See `Robot`."""
+        return torch.cat([pose[:, :3], _upright(pose[:, 3:]), velocity], 1)
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrix times vector, row by row: [N, A, B] and [N, B] to [N, A]; see `_compose`."""
+    return (matrix * vector[:, None]).sum(2)
+
+
+ROBOTS: dict[str, type[Robot]] = {"gantry": Gantry, "panda": Panda}

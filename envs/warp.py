@@ -1,0 +1,341 @@
+"""`mujoco_warp` behind `BatchedSim`, and its ray tracer: for CUDA, and with the same code the CPU.
+
+Importing this module is slow and the first use of each function compiles kernels (cached on disk),
+so `envs.mujoco` imports it only when it is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mujoco
+import torch
+import warp as wp
+from torch import Tensor
+
+wp.config.log_level = wp.LOG_WARNING  # before mujoco_warp initialises Warp
+
+import mujoco_warp as mjw  # noqa: E402
+
+BACKGROUND = (0.87, 0.9, 0.93, 1.0)  # RGBA where a ray hits nothing
+
+_STATE = (
+    *("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "ctrl", "qfrc_applied"),
+    *("xfrc_applied", "eq_active", "mocap_pos", "mocap_quat", "userdata"),
+)
+"""Fields of MuJoCo's `mjSTATE_INTEGRATION`."""
+
+_DERIVED = (
+    *("body_subtreemass", "body_invweight0", "dof_invweight0", "tendon_invweight0"),
+    *("tendon_length0", "actuator_acc0", "eq_data", "geom_aabb", "geom_rbound"),
+    *("cam_pos0", "cam_poscom0", "cam_mat0", "light_pos0", "light_poscom0", "light_dir0"),
+)
+"""What `mjw.set_const` computes; where one of these is shared, it takes world 0's value."""
+
+_PER_WORLD = {
+    field.name
+    for field in dataclasses.fields(mjw.Model)
+    if getattr(field.type, "shape", ())[:1] == ("*",)
+}
+
+# Not looked at: solver iterations, which models limit on purpose, and limits that nobody can raise.
+_NJMAX = mjw.OverflowType.NEFC | mjw.OverflowType.NJMAX_NNZ
+_NCONMAX = mjw.OverflowType.BROADPHASE | mjw.OverflowType.NARROWPHASE | mjw.OverflowType.CCD
+
+
+def default_capacities(model: mujoco.MjModel) -> tuple[int, int]:
+    """Contacts and constraint rows per simulation that crowded scenes of the model stay within.
+
+    Eight contacts for each geom that moves and collides: a box on a surface has four, which leaves
+    as many for what touches it.
+
+    Returns:
+        `nconmax` and `njmax`.
+    """
+    collides = (model.geom_contype | model.geom_conaffinity) != 0
+    moves = model.body_weldid[model.geom_bodyid] != 0
+    nconmax = 8 * int((collides & moves).sum())
+    condim = int(model.geom_condim[collides].max(initial=1))
+    pyramidal = model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL and condim > 1
+    njmax = nconmax * (2 * (condim - 1) if pyramidal else condim)
+    njmax += int(model.jnt_limited.sum() + model.tendon_limited.sum())
+    njmax += int((model.dof_frictionloss > 0).sum() + (model.tendon_frictionloss > 0).sum())
+    return max(nconmax, 1), max(njmax + 6 * model.neq, 1)
+
+
+def _put_model(model: mujoco.MjModel) -> mjw.Model:
+    # mujoco_warp never resets a diverged simulation by itself, yet rejects the flag that says so
+    model = copy.copy(model)
+    model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+    return mjw.put_model(model)
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    """While CUDA captures, the garbage collector must not destroy another graph or stream."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Launcher:
+    """Runs Warp work in torch's current stream: eagerly once, from then on as a captured graph.
+
+    Args:
+        device: 'cpu' or a CUDA device.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        wp.init()  # streams need it
+        self.device = torch.empty(0, device=device).device  # with its index
+        self._graphs: dict[Hashable, Any] = {}
+        # torch's default stream is the legacy one, on which CUDA cannot capture
+        self._capturing = wp.Stream(str(self.device)) if self.device.type == "cuda" else None
+
+    def scope(self) -> Any:
+        """Context in which Warp uses the device and torch's stream, so that neither waits."""
+        if self._capturing is None:
+            return wp.ScopedDevice("cpu")
+        return wp.ScopedStream(wp.stream_from_torch(self.device))
+
+    def forget(self) -> None:
+        """Drop the graphs, which hold the addresses of the arrays they were captured with."""
+        self._graphs.clear()
+
+    def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Run `work`, which always does the same launches for the same `key`."""
+        with self.scope():
+            if key in self._graphs:
+                wp.capture_launch(self._graphs[key])
+                return
+            with wp.ScopedStream(self._capturing, sync_exit=True):
+                work()  # the real run; also loads the kernels
+                with _no_gc(), wp.ScopedCapture() as capture:
+                    work()  # recorded, not executed
+            self._graphs[key] = capture.graph
+
+
+class MjWarpSim:
+    """MuJoCo in float32 on many simulations at once (`mujoco_warp`).
+
+    Contacts and constraints live in arrays of fixed size. What does not fit is dropped, and
+    `check_overflow` tells; call it where waiting for the device does not hurt.
+
+    Args:
+        model: the model, shared by all simulations except for fields given to `set_params`.
+        num_envs: N.
+        device: 'cpu' or a CUDA device.
+        nconmax: contacts (and pairs of geoms near each other) per simulation, of which all
+            simulations share N times as many; None takes `default_capacities`.
+        njmax: constraint rows of each simulation; None takes `default_capacities`.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        nconmax: int | None = None,
+        njmax: int | None = None,
+    ) -> None:
+        contacts, rows = default_capacities(model)
+        self.nconmax = contacts if nconmax is None else nconmax
+        self.njmax = rows if njmax is None else njmax
+        self.model, self.num_envs = model, num_envs
+        self._launch = _Launcher(device)
+        self.device = self._launch.device
+        with self._launch.scope():
+            self._model = _put_model(model)
+            self._model.opt.warn_overflow = 0  # printing from kernels serialises them
+            self._data = mjw.make_data(model, num_envs, nconmax=self.nconmax, njmax=self.njmax)
+            self._reset_rows = wp.zeros(num_envs, dtype=bool)
+        self.qpos, self.qvel, self.ctrl, self.time, self.mocap_pos = (
+            self.field(name) for name in ("qpos", "qvel", "ctrl", "time", "mocap_pos")
+        )
+        self._reset_mask = wp.to_torch(self._reset_rows)
+        self._latest_overflow = self.field("overflow")
+        self._overflow = torch.zeros_like(self._latest_overflow)
+        self._params: dict[str, Tensor] = {}
+        self._renderers: dict[tuple[str, tuple[int, int]], Renderer] = {}
+
+    def field(self, name: str) -> Tensor:
+        """See `BatchedSim`; 3x3 matrices have nine columns, as in `MjData`."""
+        view = wp.to_torch(getattr(self._data, name))
+        return view.flatten(-2) if view.shape[-2:] == (3, 3) else view
+
+    def step(self, nstep: int, fresh: bool = False) -> None:
+        """See `BatchedSim`."""
+
+        def work() -> None:
+            for _ in range(nstep):
+                mjw.step(self._model, self._data)
+            if fresh:
+                self._derive()
+
+        self._launch(("step", nstep, fresh), work)
+
+    def reset(self, mask: Tensor) -> None:
+        """See `BatchedSim`."""
+        self._overflow |= self._latest_overflow  # which a reset clears
+        self._reset_mask.copy_(mask)
+        self._launch(
+            "reset", lambda: mjw.reset_data(self._model, self._data, reset=self._reset_rows)
+        )
+
+    def forward(self, mask: Tensor | None = None) -> None:
+        """See `BatchedSim`; rows outside `mask` become fresh as well, which costs no time."""
+        self._launch("forward", self._derive)
+
+    def _derive(self) -> None:
+        # not mjw.step1: it clears the sensors that only a full step computes, such as touch
+        mjw.fwd_position(self._model, self._data, factorize=False)
+        mjw.sensor_pos(self._model, self._data)
+        mjw.fwd_velocity(self._model, self._data)
+        mjw.sensor_vel(self._model, self._data)
+
+    def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
+        """See `BatchedSim`.
+
+        Raises:
+            ValueError: a field that mujoco_warp shares between simulations, or a wrong shape.
+        """
+        for name, value in params.items():
+            field = self._expand(name)
+            if value.shape != field.shape:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(field.shape)}, got {tuple(value.shape)}"
+                )
+            if mask is not None:
+                rows = mask.view(-1, *(1,) * (value.dim() - 1))
+                value = torch.where(rows, value.to(field.dtype), field)
+            field.copy_(value)
+        for name in _DERIVED:
+            self._expand(name)
+        self._launch("constants", lambda: mjw.set_const(self._model, self._data))
+
+    def _expand(self, name: str) -> Tensor:
+        """Live view [N, ...] of a field of the model, which has one value per simulation."""
+        if name not in self._params:
+            if name not in _PER_WORLD:
+                raise ValueError(f"{name!r} cannot differ between simulations in mujoco_warp")
+            shared = getattr(self._model, name)
+            with self._launch.scope():
+                array = wp.empty((self.num_envs, *shared.shape[1:]), dtype=shared.dtype)
+            self._params[name] = wp.to_torch(array).copy_(wp.to_torch(shared))
+            setattr(self._model, name, array)
+            self._launch.forget()
+        return self._params[name]
+
+    def state(self) -> dict[str, Tensor]:
+        """See `BatchedSim`: warm start, and fields given to `set_params` with what they imply."""
+        params = {f"model.{name}": value for name, value in self._params.items()}
+        return {name: self.field(name) for name in _STATE} | params
+
+    def check_overflow(self) -> None:
+        """Wait for the device and see whether everything has fitted since the last check.
+
+        Raises:
+            RuntimeError: contacts or constraints were dropped, so that the physics went wrong.
+        """
+        overflow = self._overflow | self._latest_overflow
+        self._overflow.zero_()
+        self._latest_overflow.zero_()
+        for limit, flags in (("njmax", _NJMAX), ("nconmax", _NCONMAX)):
+            rows = (overflow & int(flags)).nonzero().squeeze(1).tolist()
+            if rows:
+                raise RuntimeError(
+                    f"{limit}={getattr(self, limit)} is too small: dropped contacts or constraints "
+                    f"in {len(rows)} of {self.num_envs} environments ({str(rows[:8])[1:-1]}"
+                    f"{', ...' * (len(rows) > 8)}); give MjWarpSim a larger {limit}"
+                )
+
+    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+        """See `BatchedSim`, and `Renderer` for what is drawn."""
+        key = (camera, resolution)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(
+                self.model, self.num_envs, camera, resolution, self.device
+            )
+        return self._renderers[key].render(self.qpos, self.mocap_pos)
+
+
+class Renderer:
+    """Ray-traced pictures of N simulations, without OpenGL.
+
+    Draws the model as compiled: sizes and colours do not follow `set_params`, and mocap bodies keep
+    their orientation.
+
+    Args:
+        model: the model.
+        num_envs: N.
+        camera: name of the camera.
+        resolution: height and width.
+        device: 'cpu' or a CUDA device.
+        shadows: whether lights cast shadows.
+
+    Raises:
+        ValueError: the model has no such camera.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        camera: str,
+        resolution: tuple[int, int],
+        device: torch.device | str = "cpu",
+        shadows: bool = True,
+    ) -> None:
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if camera not in names:
+            raise ValueError(f"camera={camera!r}: expected one of {names}")
+        height, width = resolution
+        self._launch = _Launcher(device)
+        with self._launch.scope():
+            self._model = _put_model(model)
+            self._data = mjw.make_data(model, num_envs, nconmax=1, njmax=1)  # poses only
+            self._context = mjw.create_render_context(
+                model,
+                num_envs,
+                cam_res=(width, height),
+                render_rgb=True,
+                render_depth=False,
+                render_seg=False,
+                use_shadows=shadows,
+                cam_active=[camera],
+                background_color=BACKGROUND,
+            )
+        self._qpos, self._mocap_pos = (
+            wp.to_torch(array) for array in (self._data.qpos, self._data.mocap_pos)
+        )
+        packed = wp.to_torch(self._context.rgb_data.view(wp.int32))
+        self._bgra = packed.view(torch.uint8).view(num_envs, height, width, 4)
+
+    def render(self, qpos: Tensor, mocap_pos: Tensor) -> Tensor:
+        """A fresh tensor uint8 [N, 3, height, width].
+
+        Args:
+            qpos: [N, nq].
+            mocap_pos: positions of mocap bodies, [N, nmocap, 3] [m].
+        """
+        self._qpos.copy_(qpos)
+        self._mocap_pos.copy_(mocap_pos)
+        self._launch("render", self._draw)
+        blue, green, red, _ = self._bgra.unbind(-1)
+        return torch.stack((red, green, blue), 1)
+
+    def _draw(self) -> None:
+        mjw.kinematics(self._model, self._data)
+        mjw.com_pos(self._model, self._data)  # cameras and lights may track a centre of mass
+        mjw.camlight(self._model, self._data)
+        mjw.refit_bvh(self._model, self._data, self._context)
+        mjw.render(self._model, self._data, self._context)

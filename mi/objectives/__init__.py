@@ -1,0 +1,1 @@
+"""Objectives that agents maximise, one small class per family."""

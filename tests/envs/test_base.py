@@ -1,0 +1,218 @@
+"""`BatchedEnv` and `CounterRNG`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from toy import PointMass
+
+from envs.base import CounterRNG
+
+EVERYONE = torch.ones(4, dtype=torch.bool)
+
+
+def begun(num_envs: int, seed: int = 0) -> CounterRNG:
+    rng = CounterRNG(num_envs, seed=seed)
+    rng.begin(torch.ones(num_envs, dtype=torch.bool))
+    return rng
+
+
+def actions(num_envs: int, steps: int, seed: int = 0) -> Tensor:
+    """Uniform in [-1, 1], [steps, num_envs, 2]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(steps, num_envs, 2, generator=generator) * 2 - 1
+
+
+# ---- CounterRNG
+
+
+def draw_layouts() -> dict[str, CounterRNG]:
+    return {"environments": begun(100_000, seed=1), "draws": begun(1, seed=1)}
+
+
+@pytest.mark.parametrize("axis", ["environments", "draws"])
+def test_uniform_is_uniform_along_either_axis(axis: str) -> None:
+    rng = draw_layouts()[axis]
+    x = rng.uniform(100_000 // len(rng.episode), low=-1.0, high=3.0).flatten()
+    assert x.dtype == torch.float32
+    assert x.shape == (100_000,)
+    assert -1 <= x.min() < -0.999
+    assert 2.999 < x.max() < 3
+    assert abs(x.mean() - 1) < 0.02
+    assert abs(x.var() - 16 / 12) < 0.02
+    assert stats.kstest((x.double() + 1) / 4, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("axis", ["environments", "draws"])
+def test_normal_is_normal_along_either_axis(axis: str) -> None:
+    rng = draw_layouts()[axis]
+    x = rng.normal(100_000 // len(rng.episode)).flatten()
+    assert x.isfinite().all()
+    assert abs(x.mean()) < 0.015
+    assert abs(x.std() - 1) < 0.01
+    assert stats.kstest(x.double(), "norm").pvalue > 0.01
+
+
+def test_draws_of_neighbours_are_uncorrelated() -> None:
+    """Environments, episodes, seeds and draws that follow each other share nothing."""
+    x = begun(2000).uniform(50)
+    rng = begun(2000)
+    rng.begin(torch.ones(2000, dtype=torch.bool))
+    columns = {
+        "environment": (x[:-1], x[1:]),
+        "draw": (x[:, :-1], x[:, 1:]),
+        "episode": (x, rng.uniform(50)),
+        "seed": (x, begun(2000, seed=1).uniform(50)),
+    }
+    for name, (a, b) in columns.items():
+        correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+        assert abs(correlation) < 0.015, name
+        assert (a == b).float().mean() < 1e-3, name
+
+
+def test_environment_does_not_depend_on_num_envs() -> None:
+    small, large = begun(3, seed=7), begun(50, seed=7)
+    assert torch.equal(small.uniform(4), large.uniform(4)[:3])
+    assert torch.equal(small.normal(2), large.normal(2)[:3])
+
+
+def test_environment_does_not_depend_on_reset_order() -> None:
+    first, second = torch.tensor([True, False]), torch.tensor([False, True])
+    together, apart = CounterRNG(2), CounterRNG(2)
+    together.begin(first | second)
+    both = together.uniform(3)
+    apart.begin(second)
+    late = apart.uniform(3)
+    apart.begin(first)
+    early = apart.uniform(3)
+    assert torch.equal(both, torch.stack([early[0], late[1]]))
+
+
+def test_rng_state_continues() -> None:
+    rng, other = begun(4, seed=3), CounterRNG(4, seed=99)
+    other.load_state_dict(rng.state_dict())
+    for each in (rng, other):
+        each.begin(EVERYONE)
+    assert torch.equal(rng.uniform(5), other.uniform(5))
+
+
+# ---- BatchedEnv
+
+
+def test_reset_mask_resets_only_the_masked_rows() -> None:
+    env = PointMass(4)
+    env.reset()
+    before, *_ = env.step(torch.zeros(4, 2))
+    mask = torch.tensor([False, True, False, True])
+    after, _ = env.reset(options={"reset_mask": mask})
+    assert torch.equal(after[~mask], before[~mask])
+    assert (after[mask] != before[mask]).all()
+    assert env.elapsed.tolist() == [1, 0, 1, 0]
+    assert env.rng.episode.tolist() == [0, 1, 0, 1]
+
+
+def test_reset_mask_of_wrong_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reset_mask: expected shape \(4,\), got \(3,\)"):
+        PointMass(4).reset(options={"reset_mask": torch.ones(3)})
+
+
+def test_reset_with_a_seed_restarts() -> None:
+    env = PointMass(4, seed=5)
+    first, _ = env.reset()
+    second, _ = env.reset()
+    again, _ = env.reset(seed=5)
+    assert torch.equal(first, again)
+    assert torch.equal(second, env.reset()[0])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, env.reset(seed=6)[0])
+
+
+def test_rollout_does_not_depend_on_num_envs() -> None:
+    small, large = PointMass(2, seed=1), PointMass(16, seed=1)
+    assert torch.equal(small.reset()[0], large.reset()[0][:2])
+    for action in actions(16, 60):
+        few, many = small.step(action[:2]), large.step(action)
+        for a, b in zip(few[:4], many[:4], strict=True):
+            assert torch.equal(a, b[:2])
+    assert small.rng.episode.min() > 0
+
+
+def test_final_obs_is_the_successor_of_every_row() -> None:
+    env = PointMass(8, seed=2)
+    obs, _ = env.reset()
+    ended = {"terminated": 0, "truncated": 0}
+    for action in actions(8, 80):
+        successor = (obs + env.dt * action).clamp(-1, 1)
+        obs, reward, terminated, truncated, info = env.step(action)
+        done = info["_final_obs"]
+        assert torch.equal(info["final_obs"], successor)
+        assert torch.allclose(reward, -successor.norm(dim=-1))
+        assert torch.equal(terminated, successor.norm(dim=-1) < env.radius)
+        assert torch.equal(done, terminated | truncated)
+        assert torch.equal(obs[~done], successor[~done])
+        assert (obs[done] != successor[done]).all()
+        ended["terminated"] += int(terminated.sum())
+        ended["truncated"] += int(truncated.sum())
+        assert (env.elapsed[done] == 0).all()
+    assert min(ended.values()) > 0
+
+
+def test_truncates_at_the_limit() -> None:
+    env = PointMass(3)
+    env.reset()
+    env.position[:] = 1
+    for step in range(1, 21):
+        *_, terminated, truncated, _ = env.step(torch.zeros(3, 2))
+        assert not terminated.any()
+        assert truncated.all() == (step == 20)
+
+
+def test_terminating_on_the_last_step_is_no_truncation() -> None:
+    env = PointMass(1)
+    env.reset()
+    env.position[:], env.elapsed[:] = 0, 19
+    *_, terminated, truncated, info = env.step(torch.zeros(1, 2))
+    assert terminated
+    assert not truncated
+    assert info["_final_obs"]
+
+
+def test_state_continues_exactly() -> None:
+    env = PointMass(5, seed=3)
+    env.reset()
+    for action in actions(5, 33):
+        env.step(action)
+    state = env.state_dict()
+    future = [env.step(action) for action in actions(5, 50, seed=1)]
+    other = PointMass(5, seed=99)
+    other.load_state_dict(state)
+    for action, expected in zip(actions(5, 50, seed=1), future, strict=True):
+        for a, b in zip(other.step(action)[:4], expected[:4], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_state_of_another_environment_is_refused() -> None:
+    state = PointMass(3).state_dict()
+    with pytest.raises(ValueError, match=r"'position'.*\(4, 2\), got \(3, 2\)"):
+        PointMass(4).load_state_dict(state)
+    state["state"] = {"speed": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"expected \['position'\], got \['speed'\]"):
+        PointMass(3).load_state_dict(state)
+
+
+def test_bad_actions_are_refused() -> None:
+    env = PointMass(3)
+    env.reset()
+    with pytest.raises(ValueError, match=r"action: expected shape \(3, 2\), got \(3, 1\)"):
+        env.step(torch.zeros(3, 1))
+    action = torch.zeros(3, 2)
+    action[1, 0] = torch.nan
+    with pytest.raises(ValueError, match="action: non-finite in environment 1"):
+        env.step(action)
+
+
+def test_num_envs_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="num_envs=0"):
+        PointMass(0)

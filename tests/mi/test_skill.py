@@ -1,0 +1,130 @@
+"""Skill objectives: bounds with known values, Lipschitz constants, dual variables."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import mi
+
+
+def train(objective: mi.SkillObjective, batch, steps: int = 400, lr: float = 3e-3) -> None:
+    optimizer = torch.optim.Adam(objective.parameters(), lr)
+    for i in range(steps):
+        loss = objective.loss(*batch(i))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_categorical_reaches_the_mutual_information_of_a_noisy_channel():
+    """x' names the skill with probability 1 - e, else another: I is known in closed form."""
+    size, error = 4, 0.2
+    torch.manual_seed(0)
+
+    def batch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randint(size, (512,), generator=generator)
+        wrong = torch.rand(512, generator=generator) < error
+        shown = torch.where(
+            wrong, (z + torch.randint(1, size, (512,), generator=generator)) % size, z
+        )
+        one_hot = nn.functional.one_hot
+        return torch.zeros(512, size), one_hot(shown, size).float(), one_hot(z, size).float()
+
+    objective = mi.CategoricalDiscriminator(size, size, hidden=32)
+    train(objective, batch)
+    value = torch.cat([objective.pointwise(*batch(10_000 + i)) for i in range(40)]).mean().item()
+    entropy = -(1 - error) * math.log(1 - error) - error * math.log(error / (size - 1))
+    assert value == pytest.approx(math.log(size) - entropy, abs=0.03)
+
+
+def test_gaussian_is_worth_nothing_without_information_and_much_with_it():
+    torch.manual_seed(0)
+
+    def batch(seed, informative):
+        generator = torch.Generator().manual_seed(seed)
+        z = nn.functional.normalize(torch.randn(512, 2, generator=generator), dim=1)
+        noise = torch.randn(512, 3, generator=generator)
+        x = torch.cat([z, noise[:, :1]], 1) if informative else noise
+        return torch.zeros_like(x), x, z
+
+    for informative, low, high in ((False, -0.05, 0.35), (True, 2.5, 4.5)):
+        objective = mi.GaussianDiscriminator(3, 2, hidden=32)
+        train(objective, lambda i, known=informative: batch(i, known))
+        value = objective.pointwise(*batch(99_999, informative)).mean().item()
+        assert low < value < high, (informative, value)
+
+
+@pytest.mark.parametrize("features", [2, 3, 12])
+def test_lipschitz_embedding_never_stretches(features):
+    torch.manual_seed(0)
+    objective = mi.LipschitzDisplacement(features, 2, hidden=32)
+
+    def batch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(256, features, generator=generator)
+        step = torch.randn(256, features, generator=generator)
+        return x, x + step, nn.functional.normalize(step[:, :2], dim=1)
+
+    train(objective, batch)
+    objective.eval()
+    x, y = torch.randn(5000, features), torch.randn(5000, features)
+    ratio = objective.displacement(x, y).norm(dim=1) / (x - y).norm(dim=1)
+    assert ratio.max() <= 1.01  # power iteration is exact up to rounding
+    # Not vacuous: it learned to keep a good share of the commanded displacement.
+    start, end, skill = batch(12_345)
+    ideal = ((end - start)[:, :2] * skill).sum(1).mean()
+    assert objective.pointwise(start, end, skill).mean() > 0.5 * ideal
+
+
+def test_temporal_distance_learns_unit_steps():
+    """Whatever the size of a step in x, it becomes about 1 in the embedding (METRA)."""
+    torch.manual_seed(0)
+
+    def batch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(512, 2, generator=generator) * 2 - 1
+        z = nn.functional.normalize(torch.randn(512, 2, generator=generator), dim=1)
+        return x, x + 0.05 * z, z
+
+    objective = mi.TemporalDistance(2, 2, hidden=64)
+    train(objective, batch, steps=2000)
+    x, y, z = batch(99_999)
+    step = objective.embedding(y) - objective.embedding(x)
+    assert 0.7 < step.norm(dim=1).mean().item() < 1.1
+    assert objective.pointwise(x, y, z).mean() > 0.7
+
+
+def test_rewards_carry_no_gradient():
+    for objective in (
+        mi.CategoricalDiscriminator(3, 4),
+        mi.GaussianDiscriminator(3, 4),
+        mi.LipschitzDisplacement(3, 4),
+        mi.TemporalDistance(3, 4),
+    ):
+        x = torch.randn(5, 7, 3, requires_grad=True)
+        skill = nn.functional.one_hot(torch.randint(4, (5, 7)), 4).float()
+        reward = objective.pointwise(x, x + 1, skill)
+        assert reward.shape == (5, 7)
+        assert not reward.requires_grad
+
+
+def test_lagrangian_moves_the_right_way_and_stays_in_bounds():
+    multiplier = mi.Lagrangian(limit=5.0, initial=0.3, rate=0.1, bounds=(0.1, 1.0))
+    rising = [multiplier.update(torch.tensor(8.0)).item() for _ in range(30)]
+    assert rising[0] == pytest.approx(0.3 * math.exp(0.1 * 0.6))
+    assert rising == sorted(rising)
+    assert rising[-1] == 1.0
+    for _ in range(100):
+        multiplier.update(torch.tensor(0.0))
+    assert multiplier.value.item() == pytest.approx(0.1)
+
+
+def test_lagrangian_holds_a_cost_at_its_limit():
+    """A population that answers the multiplier by cost = 10 exp(-λ) settles where cost = limit."""
+    multiplier = mi.Lagrangian(limit=2.0, initial=0.1, rate=0.05)
+    for _ in range(2000):
+        multiplier.update(10 * torch.exp(-multiplier.value))
+    assert (10 * torch.exp(-multiplier.value)).item() == pytest.approx(2.0, rel=0.02)

@@ -1,0 +1,224 @@
+"""Command line: train, resume, evaluate and list agents.
+
+    python train.py slim env=tabletop seed=1        train (the same command resumes, or is done)
+    python train.py diayn env=tabletop seed=1       a baseline: a configuration of the nearest agent
+    python train.py resume run=runs/…               go on with an interrupted run
+    python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
+    python train.py list                            agents, baselines, environments
+    python train.py slim --help                     every setting of an agent
+
+Settings are `key=value`: dataclass defaults < configs/<agent>.yaml < the command line. A run
+directory is a function of the settings, so issuing a command again never does work twice.
+
+Exit codes: 0 done, 2 a mistake (one line says which), 75 stopped by SIGTERM or SIGUSR1 and 130 by
+SIGINT, both after saving: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+COMMANDS = ("train", "eval", "resume", "list")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    # Small batched tensors lose more to thread hand-overs than they gain (measured: 10-50 times),
+    # and the simulator has its own threads. Set OMP_NUM_THREADS to decide otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    import agents
+    from agents.core.log import NonFiniteError
+
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:  # `train.py slim …` trains
+        command, rest = "train", arguments
+    try:
+        return {"train": train, "eval": evaluate, "resume": resume, "list": show}[command](rest)
+    except (agents.ConfigError, agents.CheckpointError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(arguments: list[str]) -> int:
+    """`train <agent> key=value …`."""
+    from agents import AGENTS
+    from agents.core import config as configuration
+
+    name, overrides = _name(arguments)
+    layers, agent = _layers(name)
+    if any(argument in ("-h", "--help") for argument in overrides):
+        documentation = inspect.getdoc(sys.modules[AGENTS[agent].__module__])
+        print(f"{documentation}\n\nSettings (key=value):\n")
+        print(configuration.describe(AGENTS[agent].Config))
+        print("\nrun=<directory> chooses the run directory.")
+        return 0
+    directory, overrides = _take(overrides, "run")
+    config = configuration.build(AGENTS[agent].Config, layers, overrides)
+    run = directory or configuration.run_directory(name, config.env, overrides)
+    return _train(agent, name, config, Path(run))
+
+
+def resume(arguments: list[str]) -> int:
+    """`resume run=<directory>`: its config.yaml says the rest."""
+    from agents import AGENTS
+    from agents.core import config as configuration
+
+    directory, rest = _take(arguments, "run")
+    if directory is None:
+        raise configuration.ConfigError("resume: expected run=<directory>")
+    saved = configuration.read_yaml(Path(directory) / "config.yaml")
+    name = saved.pop("agent", None)
+    _, agent = _layers(str(name))
+    config = configuration.build(AGENTS[agent].Config, [saved], rest)
+    return _train(agent, str(name), config, Path(directory))
+
+
+def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
+    """Train in a run directory, from where it stands."""
+    from agents import AGENTS
+    from agents.core.config import to_dict
+    from agents.core.run import EXIT_CODES, Run
+
+    with Run(directory, name, to_dict(config)) as run:
+        if run.finished:
+            print(f"{directory}: finished already; give another seed= or run=, or delete it")
+            return 0
+        agent = AGENTS[agent_name](config=config)
+        agent.run = run
+        if run.checkpoint is not None:
+            agent.restore(run.checkpoint, run.last)
+            print(f"{directory}: resuming at {agent.num_timesteps:,} steps")
+        else:
+            print(f"{directory}: {name} in {config.env} on {agent.device}")
+        agent.learn(progress_bar=True)
+        if run.stop is not None:
+            print(
+                f"{directory}: stopped by {run.stop.name}, saved at {agent.num_timesteps:,} steps"
+            )
+            return EXIT_CODES[run.stop]
+        results = agent.report(directory)
+        run.finish(results)
+        print_results(results)
+        print(f"\nIn {directory}: metrics.csv, last.ckpt, tb/ (tensorboard --logdir {directory})")
+        for kind in ("plots", "video"):
+            for path in sorted((directory / kind).glob("*")):
+                print(f"  {path}")
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`eval run=<directory> [episodes=N] [json=<file>]`, or `checkpoint=<file>` instead of run."""
+    import agents
+    from agents.core.config import ConfigError
+
+    directory, rest = _take(arguments, "run")
+    output, rest = _take(rest, "json")
+    checkpoint, rest = _take(rest, "checkpoint")
+    episodes, rest = _take(rest, "episodes")
+    device, rest = _take(rest, "device")
+    if rest:
+        raise ConfigError(
+            f"eval: unknown {rest[0]!r}, expected run=, checkpoint=, episodes=, json= or device="
+        )
+    if (directory is None) == (checkpoint is None):
+        raise ConfigError("eval: expected run=<directory> or checkpoint=<file>")
+    if episodes is not None and not (episodes.isdigit() and int(episodes) >= 1):
+        raise ConfigError(f"episodes={episodes}: expected a positive integer")
+    path = Path(checkpoint) if checkpoint else Path(str(directory)) / "last.ckpt"
+    agent = agents.load(path, device=device or "auto")
+    results = agent.evaluate(episodes=int(episodes) if episodes else None)
+    print_results(results)
+    if output is not None:
+        try:
+            Path(output).write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(f"json={output}: {error.strerror}") from None
+    return 0
+
+
+def show(arguments: list[str]) -> int:
+    """`list`: what can be trained, and where."""
+    import envs
+    from agents import AGENTS
+    from agents.core.config import read_yaml
+
+    print("Agents")
+    for name, agent in AGENTS.items():
+        print(f"  {name:20} {_first_line(sys.modules[agent.__module__])}")
+    print("\nBaselines")
+    for path in sorted((ROOT / "configs" / "baselines").glob("*.yaml")):
+        comment = path.read_text().splitlines()[0].lstrip("# ")
+        print(f"  {path.stem:20} [{read_yaml(path)['agent']}] {comment}")
+    print("\nEnvironments")
+    for name, factory in envs.ENVS.items():
+        print(f"  {name:20} {_first_line(getattr(factory, 'func', factory))}")
+    return 0
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """A table of metrics, with a random policy's beside them where it was measured."""
+    baseline = {k.removeprefix("random/"): v for k, v in results.items() if k.startswith("random/")}
+    width = max(map(len, results))
+    print(f"\n{'':{width}} {'agent':>10}" + (f" {'random':>10}" if baseline else ""))
+    for name, value in results.items():
+        if not name.startswith("random/"):
+            other = f" {baseline[name]:10.3f}" if name in baseline else ""
+            print(f"{name:{width}} {value:10.3f}{other}")
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").splitlines()[0]
+
+
+def _name(arguments: list[str]) -> tuple[str, list[str]]:
+    from agents.core.config import ConfigError
+
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError("train: expected an agent, e.g. python train.py slim env=tabletop seed=1")
+    return arguments[0], arguments[1:]
+
+
+def _layers(name: str) -> tuple[list[Any], str]:
+    """Configuration layers and the agent of an agent's or a baseline's name."""
+    import difflib
+
+    from agents import AGENTS
+    from agents.core.config import ConfigError, read_yaml
+
+    if name in AGENTS:
+        path = ROOT / "configs" / f"{name}.yaml"
+        return ([path] if path.exists() else []), name
+    baselines = {p.stem: p for p in (ROOT / "configs" / "baselines").glob("*.yaml")}
+    if name in baselines:
+        settings = read_yaml(baselines[name])
+        return [settings], settings.pop("agent")
+    known = [*AGENTS, *baselines]
+    close = difflib.get_close_matches(name, [*known, *COMMANDS], 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    raise ConfigError(f"unknown agent {name!r}; {hint}")
+
+
+def _take(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of `key=` and the other arguments."""
+    from agents.core.config import ConfigError
+
+    values = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == key]
+    if len(values) > 1:
+        raise ConfigError(f"{key}= is given {len(values)} times")
+    if values == [""]:
+        raise ConfigError(f"{key}=: expected a value")
+    return (values[0] if values else None), [a for a in arguments if a.partition("=")[0] != key]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
