@@ -42,7 +42,7 @@ class AgentConfig:
     """Environment id, see `python train.py list`."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the environment, e.g. `env_kwargs.start=easy`."""
-    num_envs: int = 256
+    num_envs: int = 128
     """Environments stepped together, N."""
     seed: int = 0
     """Of the networks, the exploration and the environment."""
@@ -253,6 +253,7 @@ class Agent:
         going_on = True
         if due["log"]:
             self.guard.check()
+            self.env.check()
             row = {"timesteps": self.num_timesteps, "updates": self.num_updates}
             row |= self._metrics.pop() | {"return": self._returns[1].mean().item()}
             if config.eval_interval and self.num_updates % config.eval_interval == 0:

@@ -80,7 +80,7 @@ class SLIMConfig(AgentConfig):
     """Transitions per such step."""
     epochs: int = 5
     """Passes over the experience per update."""
-    minibatches: int = 16
+    minibatches: int = 8
     """Gradient steps per pass."""
     gamma: float = 0.97
     """Discount γ."""

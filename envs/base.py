@@ -70,7 +70,7 @@ class CounterRNG:
         count = int(np.prod(shape, dtype=int))
         draw = torch.arange(self._draws, self._draws + count, device=self.episode.device) + 1
         self._draws += count
-        seed = torch.tensor(self.seed, dtype=torch.int64, device=self.episode.device)
+        seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
         key = _mix(_mix(_mix(seed) + self._env * _GOLDEN) + self.episode * _GOLDEN)
         bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
         unit = bits.to(torch.float32) / 2**24
@@ -237,6 +237,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             row = int((~torch.isfinite(action)).nonzero()[0, 0])
             raise ValueError(f"action: non-finite in environment {row}")
         return action
+
+    def check(self) -> None:
+        """Raise RuntimeError if the simulation went wrong since the last call; may wait."""
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that decides the future of the environments."""

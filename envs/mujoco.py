@@ -62,7 +62,14 @@ class BatchedSim(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Live tensors that hold the complete integration state."""
+        """Live tensors that hold the complete integration state, and `model.*` for `set_params`."""
+        ...
+
+    def check_overflow(self) -> None:
+        """Raise RuntimeError if contacts or constraints were dropped since the last call.
+
+        Waits for the device: for the boundaries of rollouts, not for every step.
+        """
         ...
 
     def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
@@ -89,7 +96,7 @@ class MjBatchSim:
             for name in ("qpos", "qvel", "ctrl", "time", "mocap_pos")
         )
         self._fields: dict[str, Tensor] = {}
-        self._renderer: Any = None
+        self._renderers: dict[Any, Any] = {}
         self._params: set[str] = set()
 
     def field(self, name: str) -> Tensor:
@@ -129,16 +136,17 @@ class MjBatchSim:
         expanded = {f"model.{k}": torch.from_numpy(self._batch.expand(k)) for k in self._params}
         return {"rows": self._rows, **expanded}
 
+    def check_overflow(self) -> None:
+        """See `BatchedSim`: C MuJoCo allocates what it needs."""
+
     def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
         """See `BatchedSim`: ray-traced by mujoco_warp, so that no OpenGL is needed."""
         from envs.warp import Renderer  # compiles kernels: only for those who look
 
-        if self._renderer is None:
-            self._renderer = {}
         key = (camera, resolution)
-        if key not in self._renderer:
-            self._renderer[key] = Renderer(self.model, self.num_envs, camera, resolution)
-        return self._renderer[key].render(self.qpos, self.mocap_pos)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(self.model, self.num_envs, camera, resolution)
+        return self._renderers[key].render(self.qpos, self.mocap_pos)
 
     @staticmethod
     def _ids(mask: Tensor) -> np.ndarray:
@@ -282,9 +290,17 @@ class MujocoEnv(BatchedEnv):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchedEnv`; derived fields are recomputed from the restored state."""
+        prefix = "model."
+        params = {k.removeprefix(prefix): v for k, v in state["state"].items() if prefix in k}
+        if params:
+            self.sim.set_params({k: v.to(self.device) for k, v in params.items()})
         super().load_state_dict(state)
         if self.task.fresh:
             self.sim.forward()
+
+    def check(self) -> None:
+        """See `BatchedEnv`."""
+        self.sim.check_overflow()
 
     def render(self, camera: str = "main", resolution: tuple[int, int] = (240, 320)) -> Tensor:  # type: ignore[override]
         """Images of all environments, uint8 [N, 3, height, width]; resolution (height, width)."""

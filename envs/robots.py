@@ -1,6 +1,7 @@
 """Robots of the tabletop: model file, control and observation, torch-only over full batches.
 
-Shape letters: N environments, U action features, J joints (columns of `qpos` the robot owns).
+Shape letters: N environments, U action features, J joints (columns of `qpos` the robot owns). Rigid
+body kinematics, `Chain` and below, has N last: many small matrices are then a few long vectors.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Gantry(Robot):
     action_size = 5
     observation_size = 11
     tool_height = 0.02  # of the tool centre point above the finger tips [m]
+    tool_low = (-0.3, -0.3, -0.005)  # 25 mm below rest: the servo then presses with 15 N
 
     def bind(self, sim: BatchedSim) -> None:
         """See `Robot`."""
@@ -109,11 +111,7 @@ class Gantry(Robot):
         self._offset = torch.tensor([0.0, 0.0, self.tool_height], device=sim.device)
         limits = torch.as_tensor(sim.model.jnt_range[:4], dtype=torch.float32, device=sim.device)
         margin = 0.01 * (limits[:, 1] - limits[:, 0])
-        # Resting on the table is the z slide's lower limit and is judged by force instead.
-        self._limit_low = (limits[:, 0] + margin).index_fill(
-            0, torch.tensor([2], device=sim.device), -torch.inf
-        )
-        self._limit_high = limits[:, 1] - margin
+        self._limit_low, self._limit_high = limits[:, 0] + margin, limits[:, 1] - margin
 
     def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
         """See `Robot`."""
@@ -126,7 +124,7 @@ class Gantry(Robot):
         joints = sim.qpos[:, :4].to(torch.float32)
         target = joints[:, :3] + self._offset + 0.05 * action[:, :3]
         sim.ctrl[:, :3] = torch.clamp(target, self.low, self.high) - self._offset
-        sim.ctrl[:, 3] = torch.clamp(joints[:, 3] + 0.3 * action[:, 3], -1.6, 1.6)
+        sim.ctrl[:, 3] = torch.clamp(joints[:, 3] + 0.3 * action[:, 3], -1.7, 1.7)
         sim.ctrl[:, 4:6] = torch.where(action[:, 4:] > 0, 0.0, 0.04)
 
     def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
@@ -194,23 +192,29 @@ class Chain:
         self._before, self._after = fixed_transforms[:-1], fixed_transforms[-1]
 
     def __call__(self, joints: Tensor) -> tuple[Tensor, Tensor]:
-        """Pose of the site [N, 4, 4] and its Jacobian [N, 6, J], linear rows first.
+        """Pose of the site [4, 4, N] and its Jacobian [6, J, N], linear rows first.
 
         Args:
-            joints: joint positions [rad], [N, J].
+            joints: joint positions [rad], [J, N].
         """
-        cosine, sine = joints.cos()[..., None], joints.sin()[..., None]
-        links = self._before.repeat(len(joints), 1, 1, 1)
-        x, y = self._before[..., 0], self._before[..., 1]
-        links[..., 0], links[..., 1] = cosine * x + sine * y, cosine * y - sine * x
-        frames = [links[:, 0]]
-        for k in range(1, links.shape[1]):
-            frames.append(_compose(frames[-1], links[:, k]))
-        site = _compose(frames[-1], self._after)
-        hinges = torch.stack(frames, 3)
-        axis, origin = hinges[:, :3, 2], hinges[:, :3, 3]
-        linear = torch.linalg.cross(axis, site[:, :3, 3:] - origin, dim=1)
-        return site, torch.cat([linear, axis], 1)
+        cosine, sine = joints.cos()[:, None], joints.sin()[:, None]
+        x, y, z, origin = (column[..., None] for column in self._before.unbind(2))
+        links = torch.stack(
+            [
+                x * cosine + y * sine,
+                y * cosine - x * sine,
+                *(column.expand(-1, -1, joints.shape[1]) for column in (z, origin)),
+            ],
+            2,
+        )
+        frames = [links[0]]
+        for link in links[1:]:
+            frames.append(_compose(frames[-1], link))
+        site = _compose(frames[-1], self._after[..., None])
+        hinges = torch.stack(frames, 2)
+        axis, origin = hinges[:3, 2], hinges[:3, 3]
+        linear = torch.linalg.cross(axis, site[:3, 3:] - origin, dim=0)
+        return site, torch.cat([linear, axis])
 
 
 def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
@@ -222,52 +226,58 @@ def _transform(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
 
 
 def _compose(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product a b; `@` may be set to round to TF32, which is 1 mm at an arm's length."""
-    return (a[..., None] * b[..., None, :, :]).sum(-2)
+    """Matrix product [A, C, N] of [A, B, N] and [B, C, N].
+
+    Unlike `@` it is the same for an environment whatever N, and never rounded to TF32, which would
+    be 1 mm at an arm's length.
+    """
+    return (a[:, :, None] * b).sum(1)
+
+
+def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrix times vector, [A, B, N] and [B, N] to [A, N]."""
+    return (matrix * vector).sum(1)
 
 
 def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Solution [N, D] of positive definite systems by elimination, D steps for all rows at once.
+    """Solution [D, N] of positive definite systems [D, D, N] by Gauss-Jordan elimination.
 
-    LAPACK's counterparts on CUDA wait for the device; without pivoting there is nothing to decide.
+    Without pivoting there is nothing to decide, so that no CUDA device has to be waited for.
     """
-    system = torch.cat([matrix, vector[..., None]], 2)
-    for k in range(matrix.shape[1]):
-        pivot = system[:, k] / system[:, k, k, None]
-        system = system - system[:, :, k, None] * pivot[:, None]
-        system[:, k] = pivot
-    return system[..., -1]
+    system = torch.cat([matrix, vector[:, None]], 1)
+    for k in range(len(system)):
+        pivot = system[k] / system[k, k]
+        system = system - system[:, k, None] * pivot
+        system[k] = pivot
+    return system[:, -1]
 
 
 def _rotate(rotation: Tensor, vector: Tensor) -> Tensor:
-    """`rotation` [N, 3, 3] followed by a turn about `vector` [N, 3] by its length [rad]."""
-    angle = torch.linalg.vector_norm(vector, dim=1)[:, None, None]
-    axis = vector[..., None].expand_as(rotation)
-    once = torch.linalg.cross(axis, rotation, dim=1)
-    twice = torch.linalg.cross(axis, once, dim=1)
+    """`rotation` [3, 3, N] followed by a turn about `vector` [3, N] by its length [rad]."""
+    angle = torch.linalg.vector_norm(vector, dim=0)
+    once = torch.linalg.cross(vector[:, None], rotation, dim=0)
+    twice = torch.linalg.cross(vector[:, None], once, dim=0)
     # Rodrigues' formula; sinc keeps it finite at a turn by zero.
     first, second = torch.sinc(angle / torch.pi), torch.sinc(angle / (2 * torch.pi)).square() / 2
     return rotation + first * once + second * twice
 
 
 def _quaternion(rotation: Tensor) -> Tensor:
-    """Quaternion (w, x, y, z) with w >= 0 of rotation matrices [N, 3, 3], [N, 4]."""
-    xx, xy, xz, yx, yy, yz, zx, zy, zz = rotation.flatten(1).unbind(1)
-    products = [  # 4 q qᵀ: every row is q up to a factor, the one of the largest entry safely so
-        [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
-        [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
-        [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
-        [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
-    ]
-    outer = torch.stack([torch.stack(row, 1) for row in products], 1)
-    largest = outer.diagonal(dim1=1, dim2=2).argmax(1)
-    row = outer.gather(1, largest[:, None, None].expand(-1, 1, 4))[:, 0]
-    return _upright(row / torch.linalg.vector_norm(row, dim=1, keepdim=True))
+    """Quaternions (w, x, y, z) with w >= 0 of rotation matrices [3, 3, N], [4, N]."""
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = rotation.flatten(0, 1)
+    wx, wy, wz, xy, xz, yz = zy - yz, xz - zx, yx - xy, xy + yx, xz + zx, yz + zy
+    squares = torch.stack([1 + xx + yy + zz, 1 + xx - yy - zz, 1 - xx + yy - zz, 1 - xx - yy + zz])
+    w, x, y, z = squares
+    # 4 q qᵀ: every row is q up to a factor, the row of the largest square safely so.
+    outer = torch.stack([w, wx, wy, wz, wx, x, xy, xz, wy, xy, y, yz, wz, xz, yz, z])
+    largest = squares.argmax(0).expand(1, 4, -1)
+    row = outer.view(4, 4, -1).gather(0, largest)[0]
+    return _upright(row / torch.linalg.vector_norm(row, dim=0), dim=0)
 
 
-def _upright(quaternion: Tensor) -> Tensor:
-    """Of the two quaternions of a rotation, the one with w >= 0, [N, 4]."""
-    return torch.where(quaternion[:, :1] < 0, -quaternion, quaternion)
+def _upright(quaternion: Tensor, dim: int) -> Tensor:
+    """Of the two quaternions of a rotation the one with w >= 0; components are along `dim`."""
+    return torch.where(quaternion.narrow(dim, 0, 1) < 0, -quaternion, quaternion)
 
 
 class Panda(Robot):
@@ -275,8 +285,8 @@ class Panda(Robot):
 
     Action [N, 7] in [-1, 1]: tool displacement (x, y, z) · 3 cm, rotation vector in the world's
     frame · 0.25 rad, grip (> 0 closes); both relative to where the tool is.
-    Observation [N, 29]: joint positions 9 [rad, m], velocities of the arm 7 [rad/s], tool position 3
-    [m] and orientation 4 (quaternion, the identity when pointing straight down), tool velocity 6
+    Observation [N, 29]: joint positions 9 [rad, m], velocities of the arm 7 [rad/s], tool position
+    3 [m] and orientation 4 (quaternion, the identity when pointing straight down), tool velocity 6
     [m/s, rad/s]; an object adds its pose 7 and velocity 6.
 
     Source: Emukpere et al., "SLIM: Skill Learning with Multiple Critics", ICRA 2024. Joint targets
@@ -288,7 +298,7 @@ class Panda(Robot):
     action_size = 7
     observation_size = 29
     object_size = 13
-    tool_low = (-0.3, -0.3, 0.005)  # 9 mm above the finger tips: a target here presses the table
+    tool_low = (-0.3, -0.3, 0.005)  # the tips are 9 mm lower: the lowest target presses the table
     damping = 0.1  # λ of damped least squares [m, rad]; less of it lets singular poses run wild
     stride = 0.15  # longest step in joint space [rad], which bounds the speed near singular poses
     iterations = 2  # of damped least squares per control step
@@ -298,20 +308,19 @@ class Panda(Robot):
         super().bind(sim)
         model, like = sim.model, {"dtype": sim.qpos.dtype, "device": sim.device}
         self._chain = Chain(model, "tool", **like)
-        self._ridge = self.damping**2 * torch.eye(6, **like)
+        self._ridge = self.damping**2 * torch.eye(6, **like)[..., None]
         low, high = self._chain.limits
-        self._margin_low, self._margin_high = (
-            torch.lerp(low, high, 0.01),
-            torch.lerp(high, low, 0.01),
-        )
-        # The arm in the vertical plane through its base, as `start` sees it; see there.
-        base, shoulder = model.body("base").pos, model.body("link1").pos[2]
-        link = {k: model.body(f"link{k}").pos for k in (3, 4, 5, 7)}
-        self._upper = float(-link[3][1]), float(link[4][0])
-        self._fore = float(link[5][1]), float(-link[5][0])
+        margin = 0.01 * (high - low)
+        self._margin_low, self._margin_high = low + margin, high - margin
+        # What `start` needs: base and wrist, and length and bend of the arm's two planar links.
+        base, elbow = model.body("base").pos, model.body("link4").pos[0]
+        wrist, flange = model.body("link5").pos, model.body("link7").pos[0]
         below = model.body("hand").pos[2] + model.site("tool").pos[2]
-        self._base = float(base[0]), float(base[1])
-        self._wrist = float(link[7][0]), float(below - base[2] - shoulder)
+        self._base, self._flange = base.tolist(), float(flange)
+        self._drop = float(below - base[2] - model.body("link1").pos[2])
+        upper, fore = (-model.body("link3").pos[1], elbow), (wrist[1], -wrist[0])
+        self._lengths = math.hypot(*upper), math.hypot(*fore)
+        self._bends = math.atan2(upper[1], upper[0]), math.atan2(fore[1], fore[0])
 
     def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
         """See `Robot`; the hand points straight down and the fingers open along y.
@@ -323,50 +332,47 @@ class Panda(Robot):
         x, y = x - self._base[0], y - self._base[1]
         azimuth = torch.atan2(y, x)
         # From the shoulder to the wrist, outwards and upwards.
-        outwards, upwards = torch.hypot(x, y) - self._wrist[0], z + self._wrist[1]
-        (upper, fore), (bend_upper, bend_fore) = (
-            [function(*link) for link in (self._upper, self._fore)]
-            for function in (math.hypot, lambda along, across: math.atan2(across, along))
-        )
+        outwards, upwards = torch.hypot(x, y) - self._flange, z + self._drop
+        (upper, fore), (upper_bend, fore_bend) = self._lengths, self._bends
         square = outwards.square() + upwards.square()
         cosine = (square - upper**2 - fore**2) / (2 * upper * fore)
         elbow = torch.acos(cosine.clamp(-1, 1))
         lean = torch.atan2(outwards, upwards) - torch.atan2(
             fore * elbow.sin(), upper + fore * elbow.cos()
         )
-        joint2, joint4 = lean - bend_upper, -(elbow + bend_upper + bend_fore)
+        joint2, joint4 = lean - upper_bend, -(elbow + upper_bend + fore_bend)
         zero, finger = torch.zeros_like(x), torch.full_like(x, 0.04)
         arm = [azimuth, joint2, zero, joint4, zero, joint2 - joint4, azimuth + torch.pi / 4]
         return torch.stack([*arm, finger, finger], 1)
 
     def control(self, sim: BatchedSim, action: Tensor) -> None:
         """See `Robot`; the joint targets are held until the next control step."""
-        joints = sim.qpos[:, :7]
+        joints = sim.qpos[:, :7].T
+        command = action.T.to(joints.dtype)
         pose, _ = self._chain(joints)
-        action = action.to(joints.dtype)
-        position = torch.clamp(pose[:, :3, 3] + 0.03 * action[:, :3], self.low, self.high)
-        rotation = _rotate(pose[:, :3, :3], 0.25 * action[:, 3:6])
+        position = pose[:3, 3] + 0.03 * command[:3]
+        position = torch.clamp(position, self.low[:, None], self.high[:, None])
+        rotation = _rotate(pose[:3, :3], 0.25 * command[3:6])
         for _ in range(self.iterations):
             joints = self._approach(joints, position, rotation)
-        sim.ctrl[:, :7] = joints
+        sim.ctrl[:, :7] = joints.T
         sim.ctrl[:, 7:9] = torch.where(action[:, 6:] > 0, 0.0, 0.04)
 
     def _approach(self, joints: Tensor, position: Tensor, rotation: Tensor) -> Tensor:
-        """Joint positions [N, 7] nearer to a tool pose: one step of damped least squares."""
+        """Joint positions [7, N] nearer to a tool pose: one step of damped least squares."""
         pose, jacobian = self._chain(joints)
-        turn = torch.linalg.cross(pose[:, :3, :3], rotation, dim=1).sum(2) / 2
-        error = torch.cat([position - pose[:, :3, 3], turn], 1)
-        gram = _compose(jacobian, jacobian.mT) + self._ridge
-        step = _apply(jacobian.mT, _solve(gram, error))
-        length = torch.linalg.vector_norm(step, dim=1, keepdim=True)
-        step = step * (self.stride / length).clamp_max(1)
-        return torch.clamp(joints + step, *self._chain.limits)
+        turn = torch.linalg.cross(pose[:3, :3], rotation, dim=0).sum(1) / 2
+        error = torch.cat([position - pose[:3, 3], turn])
+        gram = _compose(jacobian, jacobian.transpose(0, 1)) + self._ridge
+        step = _apply(jacobian.transpose(0, 1), _solve(gram, error))
+        step = step * (self.stride / torch.linalg.vector_norm(step, dim=0)).clamp_max(1)
+        return torch.clamp(joints + step, *self._chain.limits[..., None])
 
     def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
         """See `Robot`."""
-        pose, jacobian = self._chain(sim.qpos[:, :7])
-        velocity = _apply(jacobian[:, :3], sim.qvel[:, :7])
-        return pose[:, :3, 3].to(torch.float32), velocity.to(torch.float32)
+        pose, jacobian = self._chain(sim.qpos[:, :7].T)
+        velocity = _apply(jacobian[:3], sim.qvel[:, :7].T)
+        return pose[:3, 3].T.to(torch.float32), velocity.T.to(torch.float32)
 
     def at_joint_limit(self, sim: BatchedSim) -> Tensor:
         """See `Robot`; an open or closed gripper does not count."""
@@ -375,25 +381,15 @@ class Panda(Robot):
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Robot`."""
-        pose, jacobian = self._chain(sim.qpos[:, :7])
-        velocity = sim.qvel[:, :7]
-        columns = [
-            sim.qpos[:, :9],
-            velocity,
-            pose[:, :3, 3],
-            _quaternion(pose[:, :3, :3]),
-            _apply(jacobian, velocity),
-        ]
-        return torch.cat(columns, 1).to(torch.float32)
+        velocity = sim.qvel[:, :7].T
+        pose, jacobian = self._chain(sim.qpos[:, :7].T)
+        rotation, twist = _quaternion(pose[:3, :3]), _apply(jacobian, velocity)
+        rows = torch.cat([sim.qpos[:, :9].T, velocity, pose[:3, 3], rotation, twist])
+        return rows.T.to(torch.float32)
 
     def observe_object(self, pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
         """See `Robot`."""
-        return torch.cat([pose[:, :3], _upright(pose[:, 3:]), velocity], 1)
-
-
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Matrix times vector, row by row: [N, A, B] and [N, B] to [N, A]; see `_compose`."""
-    return (matrix * vector[:, None]).sum(2)
+        return torch.cat([pose[:, :3], _upright(pose[:, 3:], dim=1), velocity], 1)
 
 
 ROBOTS: dict[str, type[Robot]] = {"gantry": Gantry, "panda": Panda}

@@ -277,7 +277,7 @@ class Tabletop(Task):
     def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """See `Task` and the class."""
         tool, velocity = self.robot.tool(sim)
-        position = self.poses(sim)[0][:, :, :3]
+        position = self.poses(sim)[0][:, :, :3].clone()  # a float32 engine returns a live view
         distance = torch.linalg.vector_norm(position - tool[:, None], dim=2).amin(1)
         touching = self._sensors[:, : 2 * self.objects].view(-1, self.objects, 2) > 0
         speed = torch.linalg.vector_norm(velocity, dim=1)

@@ -16,7 +16,8 @@ class Lagrangian(nn.Module):
         limit: the largest acceptable E[cost], in the cost's unit.
         initial: first value of λ.
         rate: change of log λ per update for a relative excess of 1.
-        bounds: smallest and largest λ.
+        bounds: smallest and largest λ; a λ that decayed to nothing while the cost was low would
+            come too late when it rises.
     """
 
     value: Tensor
@@ -26,7 +27,7 @@ class Lagrangian(nn.Module):
         limit: float,
         initial: float = 1.0,
         rate: float = 0.1,
-        bounds: tuple[float, float] = (1e-2, 1e2),
+        bounds: tuple[float, float] = (0.1, 100.0),
     ) -> None:
         super().__init__()
         self.limit, self.rate, self.bounds = limit, rate, bounds

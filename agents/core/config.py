@@ -17,7 +17,6 @@ import difflib
 import hashlib
 import inspect
 import itertools
-import itertools
 import json
 import math
 import os

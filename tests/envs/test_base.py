@@ -198,7 +198,7 @@ def test_state_of_another_environment_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'position'.*\(4, 2\), got \(3, 2\)"):
         PointMass(4).load_state_dict(state)
     state["state"] = {"speed": torch.zeros(3)}
-    with pytest.raises(ValueError, match=r"expected \['position'\], got \['speed'\]"):
+    with pytest.raises(ValueError, match=r"expected .*'position'\], got .*'speed'\]"):
         PointMass(3).load_state_dict(state)
 
 

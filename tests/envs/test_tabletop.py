@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mujoco
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from envs.mujoco import MjBatchSim, MujocoEnv
-from envs.robots import ROBOTS, Panda
+from envs.robots import ROBOTS, Panda, _quaternion
 from envs.tabletop import BIN, HALF_SIZE, REACH_OF_START, TABLE, TASKS, Tabletop, make_tabletop
+
+CONTROL_PERIOD = 0.05  # [s]
 
 
 def make(num_envs: int = 2, **kwargs: Any) -> tuple[MujocoEnv, Tensor]:
@@ -40,9 +43,8 @@ def noise(env: MujocoEnv, steps: int, seed: int = 0) -> Tensor:
 def still(env: MujocoEnv, **components: float) -> Tensor:
     """The action [N, U] of doing nothing, apart from `x`, `y`, `z`, `turn` (yaw) and `grip`."""
     action = torch.zeros(env.num_envs, table(env).robot.action_size)
-    yaw = -2  # the last but one component, of either robot
     for name, value in components.items():
-        action[:, {"x": 0, "y": 1, "z": 2, "turn": yaw, "grip": -1}[name]] = value
+        action[:, {"x": 0, "y": 1, "z": 2, "turn": -2, "grip": -1}[name]] = value
     return action
 
 
@@ -82,6 +84,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def panda() -> tuple[MujocoEnv, Panda]:
+    """One Panda, to look into."""
     env, _ = make(1, robot="panda")
     robot = table(env).robot
     assert isinstance(robot, Panda)
@@ -102,21 +105,18 @@ def test_forward_kinematics_and_jacobian_match_mujoco() -> None:
         mujoco.mj_comPos(model, data)
         expected = np.zeros((6, model.nv))
         mujoco.mj_jacSite(model, data, expected[:3], expected[3:], site)
-        pose, jacobian = robot._chain(torch.from_numpy(data.qpos[None, :7].copy()))
-        np.testing.assert_allclose(pose[0, :3, 3], data.site_xpos[site], atol=1e-10)
-        np.testing.assert_allclose(pose[0, :3, :3].ravel(), data.site_xmat[site], atol=1e-10)
-        np.testing.assert_allclose(jacobian[0], expected[:, :7], atol=1e-10)
+        pose, jacobian = robot._chain(torch.from_numpy(data.qpos[:7, None].copy()))
+        np.testing.assert_allclose(pose[:3, 3, 0], data.site_xpos[site], atol=1e-10)
+        np.testing.assert_allclose(pose[:3, :3, 0].ravel(), data.site_xmat[site], atol=1e-10)
+        np.testing.assert_allclose(jacobian[..., 0], expected[:, :7], atol=1e-10)
 
 
 def test_quaternions_match_mujoco_and_have_one_sign() -> None:
-    env, robot = panda()
     rng = np.random.default_rng(1)
     for q in [*rng.normal(size=(50, 4)), *np.eye(4), [1e-9, 1, 0, 0], [-1e-9, 0, 0.6, 0.8]]:
         quaternion, matrix = np.asarray(q) / np.linalg.norm(q), np.empty(9)
         mujoco.mju_quat2Mat(matrix, quaternion)
-        from envs.robots import _quaternion
-
-        actual = _quaternion(torch.from_numpy(matrix.reshape(1, 3, 3)))[0].numpy()
+        actual = _quaternion(torch.from_numpy(matrix.reshape(3, 3, 1)))[:, 0].numpy()
         assert actual[0] >= 0
         assert abs(actual @ quaternion) == pytest.approx(1, abs=1e-12)
 
@@ -133,9 +133,9 @@ def test_every_start_is_in_reach_of_the_panda(start: str) -> None:
     )
     position = torch.stack([radius * angle.cos(), radius * angle.sin(), height], -1).view(-1, 3)
     joints = robot.start(env.sim, env.rng, position.double())
-    pose, _ = robot._chain(joints[:, :7])
-    assert (pose[:, :3, 3] - position).abs().max() < 1e-6
-    assert (pose[:, :3, :3] - torch.eye(3)).abs().max() < 1e-6
+    pose, _ = robot._chain(joints[:, :7].T)
+    assert (pose[:3, 3].T - position).abs().max() < 1e-6
+    assert (pose[:3, :3] - torch.eye(3)[..., None]).abs().max() < 1e-6
     assert ((joints[:, :7] > robot._margin_low) & (joints[:, :7] < robot._margin_high)).all()
 
 
@@ -149,7 +149,7 @@ def test_the_tool_starts_where_it_should_and_stays_there(robot: str, start: str)
     assert (near - 1e-3 < radius).all() and (radius < far + 1e-3).all()
     assert (low - 1e-3 < tool[:, 2]).all() and (tool[:, 2] < high + 1e-3).all()
     for _ in range(5):
-        after, _, _, _, info = env.step(still(env))
+        info = env.step(still(env))[4]
     assert (table(env).robot.tool(env.sim)[0] - tool).norm(dim=1).max() < 1e-3
     # Nothing was inside anything else: the cubes have not moved.
     assert (info["object_position"] - obs[:, None, table(env).skill_columns]).abs().max() < 2e-3
@@ -159,18 +159,21 @@ def test_the_tool_starts_where_it_should_and_stays_there(robot: str, start: str)
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_tool_goes_where_it_is_told(robot: str) -> None:
     env, _ = make(64, robot=robot, start="easy")
-    scale, speed = (0.05, 0.3) if robot == "gantry" else (0.03, 0.3)
+    scale, speed = 0.05 if robot == "gantry" else 0.03, 0.3
     arm = table(env).robot
     phase = 0.7 * torch.arange(64)
     worst = 0.0
     for t in range(40):
         direction = torch.stack([(phase + t / 8).cos(), (phase + t / 8).sin()], 1)
         action = still(env)
-        action[:, :2] = direction * speed * env.dt / scale
+        action[:, :2] = direction * speed * CONTROL_PERIOD / scale
         target = arm.tool(env.sim)[0] + scale * action[:, :3]
         target = torch.clamp(target, arm.low, arm.high)
-        env.step(action)
-        worst = max(worst, float((arm.tool(env.sim)[0] - target).norm(dim=1).max()))
+        info = env.step(action)[4]
+        free = ~info["at_joint_limit"]  # the Panda's elbow folds only so far, close to its base
+        assert free.float().mean() > 0.9
+        error = (arm.tool(env.sim)[0] - target).norm(dim=1)
+        worst = max(worst, float(error[free].max()))
     assert worst < 0.01
 
 
@@ -182,8 +185,8 @@ def test_the_panda_turns_its_hand_in_the_frame_of_the_world() -> None:
             action = still(env)
             action[:, 3 + axis] = 0.5
             obs = env.step(action)[0]
-        turn = 2 * torch.asin(obs[:, 20:23])  # of the quaternion; 4 · 0.125 rad less the lag
-        assert (turn[:, axis] > 0.3).all()
+        turn = 2 * torch.asin(obs[:, 20:23])  # of the quaternion; 4 · 0.125 rad, less the lag
+        assert (turn[:, axis] > 0.25).all()
         assert (turn[:, [i for i in range(3) if i != axis]].abs() < 0.06).all()
 
 
@@ -211,7 +214,7 @@ def test_the_panda_observes_its_tool_as_mujoco_does() -> None:
     model, data = env.sim.model, mujoco.MjData(env.sim.model)
     data.qpos[:], data.qvel[:] = env.sim.qpos[0].numpy(), env.sim.qvel[0].numpy()
     mujoco.mj_forward(model, data)
-    twist, jacobian = np.zeros(6), np.zeros((6, model.nv))
+    jacobian = np.zeros((6, model.nv))
     mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], model.site("tool").id)
     twist = jacobian @ data.qvel
     rotation = np.empty(4)
@@ -301,13 +304,19 @@ def test_both_engines_agree(robot: str) -> None:
     batch, first = make(4, robot=robot, start="easy", task="push")
     warp, other = make(4, robot=robot, start="easy", task="push", backend="warp")
     torch.testing.assert_close(other, first, atol=1e-5, rtol=0)
-    action = 0.5 * noise(batch, 1)[0]
+    for _ in range(5):  # a cube that has just been put down is about to touch the table, or does
+        batch.step(still(batch))
+    for name in ("qpos", "qvel", "ctrl"):
+        getattr(warp.sim, name).copy_(getattr(batch.sim, name))
+    action = noise(batch, 1)[0]
     obs, reward, _, _, info = batch.step(action)
     other, other_reward, _, _, other_info = warp.step(action)
     torch.testing.assert_close(other, obs, atol=1e-4, rtol=0)
     torch.testing.assert_close(other_reward, reward, atol=1e-4, rtol=0)
     assert torch.equal(other_info["contact"], info["contact"])
-    assert other_info["object_position"].data_ptr() != warp.sim.qpos.data_ptr()
+    before = {name: value.clone() for name, value in other_info.items()}
+    warp.sim.qpos.zero_()  # float32 like the observations: a view would follow
+    assert_same(other_info, before)
 
 
 # ---- safety
@@ -336,12 +345,13 @@ def test_at_edge(robot: str, way: str) -> None:
     assert (info["reward_terms"][:, 1] <= -1).all()
 
 
-def test_pressing_the_table() -> None:
-    env, _ = make(1, robot="panda", start="easy")
+@pytest.mark.parametrize("robot", ["gantry", "panda"])
+def test_pressing_the_table(robot: str) -> None:
+    env, _ = make(1, robot=robot, start="easy")
     put_object(env, torch.tensor([0.3, 0.3, HALF_SIZE]))
     above = go(env, (0.0, 0.0, 0.03), 15, grip=1)[4]
     assert not above["pressing"].any()
-    pressed = go(env, (0.0, 0.0, 0.0), 10, grip=1)[4]
+    pressed = go(env, (0.0, 0.0, -0.03), 10, grip=1)[4]
     assert pressed["pressing"].all()
     assert (pressed["cost"] >= 1).all()
 
@@ -444,7 +454,7 @@ def test_success_of_push(task: str) -> None:
 def test_safe_push_refuses_success_once_the_budget_is_spent() -> None:
     env, _ = make(2, task="safe-push", objects=2)
     successes, left = [], []
-    for violate in (True,) * 6:
+    for _ in range(6):
         put_object(env, goal(env))
         put_object(env, torch.tensor([0.6, 0.0, -0.07]), index=1)  # one violation per step
         obs, _, _, _, info = env.step(still(env))
@@ -518,6 +528,5 @@ def test_reward_scale_multiplies_its_term_only() -> None:
     ],
 )
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_tabletop(1, **kwargs)
-    assert str(error.value) == message

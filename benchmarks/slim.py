@@ -1,0 +1,350 @@
+"""SLIM on the tabletop, measured: skills, reward scale, downstream use, speed.
+
+    python benchmarks/slim.py all [jobs=2] [steps=1000000] [seeds=5]     everything below, in order
+    python benchmarks/slim.py skills | downstream | speed                one part
+    python benchmarks/slim.py report                                     tables and plots from the CSVs
+
+Every run is a directory under runs/benchmark/slim and is skipped when it is done, so the command
+can be interrupted and issued again. Results are committed as CSV under benchmarks/results/slim with
+the command, versions and date in README.md beside them. Learning results are interquartile means
+with 95 % bootstrap intervals over seeds (Agarwal et al. 2021), computed by scipy.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results" / "slim"
+RUNS = ROOT / "runs" / "benchmark" / "slim"
+
+METHODS = ("slim", "slim-single-critic", "lsd", "diayn", "metra")
+SCALES = [(method, scale) for method in METHODS[:2] for scale in (0.1, 10.0)]
+
+
+# ---- skills: one run
+
+
+def skill_runs(steps: int, seeds: int) -> list[dict[str, Any]]:
+    """All training runs: methods on both starts, and badly scaled rewards on the hard one."""
+    cases = [(method, "hard", 1.0) for method in METHODS]
+    cases += [(method, "hard", scale) for method, scale in SCALES]
+    cases += [(method, "easy", 1.0) for method in ("slim", "lsd")]
+    runs = [
+        {"method": method, "start": start, "scale": scale, "seed": seed}
+        for part in (cases[: len(METHODS)], cases[len(METHODS) :])
+        for seed in range(seeds)
+        for method, start, scale in part
+    ]
+    return [{**run, "steps": steps} for run in runs]
+
+
+def directory(run: dict[str, Any]) -> Path:
+    method = f"{run['start']}-{run['method']}-reach{run['scale']:g}"
+    return RUNS / f"{method}-{run['steps']}-seed{run['seed']}"
+
+
+def train_skills(run: dict[str, Any]) -> None:
+    """Train and evaluate one run in this process; results go to done.json."""
+    import torch
+
+    import train
+    from agents import AGENTS
+    from agents.core.config import build, to_dict
+    from agents.core.run import Run
+
+    torch.set_num_threads(1)
+    layers, agent = train._layers(run["method"])
+    overrides = {
+        "seed": run["seed"],
+        "total_timesteps": run["steps"],
+        "device": "cpu",
+        "checkpoint_interval": 50,
+        "env_kwargs": {
+            "start": run["start"],
+            "num_threads": 1,
+            "reward_scale": {"reach": run["scale"]},
+        },
+    }
+    config = build(AGENTS[agent].Config, layers, overrides)
+    with Run(directory(run), run["method"], to_dict(config)) as files:
+        if files.finished:
+            return
+        learner = AGENTS[agent](config=config)
+        learner.run = files
+        if files.checkpoint is not None:
+            learner.restore(files.checkpoint, files.last)
+        started = time.process_time()
+        learner.learn()
+        if files.stop is None:
+            files.finish({"cpu_seconds": time.process_time() - started, **measure(learner)})
+
+
+def measure(agent: Any) -> dict[str, float]:
+    """Metrics of 512 skills, plus consistency and the violations of sampled actions."""
+    import torch
+
+    from agents.core.skills import consistency
+
+    env = agent.make_eval_env(512)
+    results = agent.evaluate(env, episodes=512)
+    sampled = agent.evaluate(env, episodes=512, deterministic=False)
+    results["violations_sampled"] = sampled["violations"]
+    results["r2_sampled"] = sampled["r2"]
+    with agent.using(torch.Generator(agent.device).manual_seed(9)):
+        results["consistency"] = consistency(agent, env, seed=9)
+    return results
+
+
+def random_policy(start: str, seed: int) -> dict[str, float]:
+    from agents import SLIM
+    from agents.core.evaluate import play
+    from agents.core.skills import RandomPolicy, skill_metrics
+
+    agent = SLIM(seed=seed, env_kwargs={"start": start, "num_threads": 1}, device="cpu")
+    episodes = play(RandomPolicy(agent), agent.make_eval_env(512), seed)
+    return skill_metrics(episodes, agent.columns, "sphere")
+
+
+def skills(steps: int, seeds: int, jobs: int) -> None:
+    runs = skill_runs(steps, seeds)
+    in_parallel("run-skills", runs, jobs)
+    rows = []
+    for run in runs:
+        rows.append({**run, **json.loads((directory(run) / "done.json").read_text())})
+    for start in ("hard", "easy"):
+        for seed in range(seeds):
+            row = {"method": "random", "start": start, "scale": 1.0, "seed": seed, "steps": 0}
+            rows.append({**row, **random_policy(start, seed)})
+    write_csv(RESULTS / "skills.csv", rows)
+
+
+# ---- downstream
+
+
+WAYS = ("ppo-over-skills", "flat-ppo", "cem-over-skills")
+
+
+def downstream_runs(steps: int, seeds: int, skill_steps: int) -> list[dict[str, Any]]:
+    return [
+        {"task": task, "way": way, "seed": seed, "steps": steps, "skill_steps": skill_steps}
+        for seed in range(seeds)
+        for task in ("push", "safe-push")
+        for way in WAYS
+    ]
+
+
+def downstream_directory(run: dict[str, Any]) -> Path:
+    return RUNS / f"downstream-{run['task']}-{run['way']}-{run['steps']}-seed{run['seed']}"
+
+
+def run_downstream(run: dict[str, Any]) -> None:
+    """One learner on one task; success over environment steps goes to done.json."""
+    import torch
+
+    import agents
+    import envs
+    from agents.core.hierarchy import SkillEnv
+
+    torch.set_num_threads(1)
+    folder = downstream_directory(run)
+    if (folder / "done.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    skill = {"method": "slim", "start": "hard", "scale": 1.0, "steps": run["skill_steps"]}
+    agent = agents.load(directory({**skill, "seed": run["seed"]}) / "last.ckpt", device="cpu")
+
+    def environment(n: int, seed: int) -> envs.BatchedEnv:
+        arguments = {"task": run["task"], "start": "hard", "horizon": 100, "num_threads": 1}
+        env = envs.make("tabletop", n, "cpu", seed, **arguments)
+        return env if run["way"] == "flat-ppo" else SkillEnv(env, agent, hold=10)
+
+    started = time.process_time()
+    if run["way"] == "cem-over-skills":
+        curve = [plan(agent, environment(256, 1000 + run["seed"]), run["seed"])]
+    else:
+        curve = ppo(environment, run)
+    results = {"curve": curve, "cpu_seconds": time.process_time() - started}
+    (folder / "done.json").write_text(json.dumps(results) + "\n")
+
+
+def ppo(environment: Any, run: dict[str, Any]) -> list[list[float]]:
+    """SB3's PPO; returns [environment steps, success rate, violations] rows."""
+    from stable_baselines3 import PPO
+
+    from envs.adapt import to_sb3
+
+    hold = 1 if run["way"] == "flat-ppo" else 10
+    env = to_sb3(environment(32, run["seed"]))
+    rollout = 100 // hold  # one episode of every environment per update, for both
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=rollout,
+        batch_size=min(320, 32 * rollout),
+        gamma=0.99 if hold == 1 else 0.9,
+        seed=run["seed"],
+        device="cpu",
+    )
+    test = environment(256, 1000 + run["seed"])
+    curve: list[list[float]] = [[0, *success(model, test)]]
+    every = run["steps"] // 10
+    for i in range(1, 11):
+        model.learn(every // hold, reset_num_timesteps=False)
+        curve.append([i * every, *success(model, test)])
+    return curve
+
+
+def success(model: Any, env: Any) -> tuple[float, float]:
+    """Share of episodes that end in success, and violations per episode, deterministic."""
+    import torch
+
+    obs, _ = env.reset(seed=123)
+    cost = torch.zeros(env.num_envs)
+    info: dict[str, Any] = {}
+    for _ in range(env.max_episode_steps):
+        action, _ = model.predict(obs.numpy(), deterministic=True)
+        obs, _, _, _, info = env.step(torch.from_numpy(action))
+        cost += info["cost"]
+    return info["success"].float().mean().item(), cost.mean().item()
+
+
+def plan(agent: Any, env: Any, seed: int) -> list[float]:
+    """Zero-shot CEM in skill dynamics learnt without the task."""
+    import torch
+
+    from agents.core.hierarchy import SkillPlanner
+
+    train_env = agent.make_eval_env(256, horizon=100)
+    episodes = 4
+    planner = SkillPlanner(agent, train_env, hold=10, episodes=episodes, seed=seed)
+    width = agent.env.single_observation_space.shape[0]
+    xy = agent.columns[:2]
+    obs, _ = env.reset(seed=123)
+    cost_so_far = torch.zeros(env.num_envs)
+    info: dict[str, Any] = {}
+    for _ in range(env.max_episode_steps):
+        goal = obs[:, None, width + 3 : width + 5]
+
+        def distance(predicted: Any, goal: Any = goal) -> Any:
+            return (predicted[..., xy] - goal).norm(dim=-1)
+
+        skill = planner.plan(obs[:, :width], distance)
+        obs, _, _, _, info = env.step(skill)
+        cost_so_far += info["cost"]
+    steps = 256 * 100 * episodes
+    return [steps, info["success"].float().mean().item(), cost_so_far.mean().item()]
+
+
+def downstream(steps: int, seeds: int, jobs: int, skill_steps: int) -> None:
+    runs = downstream_runs(steps, seeds, skill_steps)
+    in_parallel("run-downstream", runs, jobs)
+    rows = []
+    for run in runs:
+        done = json.loads((downstream_directory(run) / "done.json").read_text())
+        for env_steps, rate, violations in done["curve"]:
+            rows.append({
+                **{k: run[k] for k in ("task", "way", "seed")},
+                "env_steps": int(env_steps),
+                "success": rate,
+                "violations": violations,
+                "cpu_seconds": done["cpu_seconds"],
+            })  # fmt: skip
+    write_csv(RESULTS / "downstream.csv", rows)
+
+
+# ---- shared
+
+
+def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
+    """Each run in its own process with one torch thread, `jobs` at a time, with progress."""
+    from tqdm import tqdm
+
+    def one(run: dict[str, Any]) -> None:
+        arguments = [sys.executable, __file__, command, json.dumps(run)]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{run}: {done.stderr[-2000:]}")
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
+        for _ in pool.map(one, runs):
+            bar.update()
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    note(path.name)
+
+
+def note(name: str) -> None:
+    """Command, versions and date of a result, in README.md beside it."""
+    path = RESULTS / "README.md"
+    lines = (
+        path.read_text().splitlines() if path.exists() else ["# Results of benchmarks/slim.py", ""]
+    )
+    packages = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy", "scipy")
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    entry = (
+        f"- `{name}`: `python benchmarks/slim.py {' '.join(sys.argv[1:])}`, "
+        f"{datetime.date.today()}, Python {platform.python_version()}, {versions}; "
+        f"{os.cpu_count()} processors, {processor}, one torch thread per process"
+    )
+    lines = [line for line in lines if not line.startswith(f"- `{name}`:")] + [entry]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    command = arguments[0] if arguments else "all"
+    if command in ("run-skills", "run-downstream"):
+        run = json.loads(arguments[1])
+        return train_skills(run) if command == "run-skills" else run_downstream(run)
+    options = {"jobs": 2, "steps": 1_000_000, "seeds": 5, "downstream_steps": 300_000}
+    for argument in arguments[1:]:
+        key, _, value = argument.partition("=")
+        if key not in options:
+            sys.exit(f"unknown option {key!r}, expected one of {', '.join(options)}")
+        options[key] = int(float(value))
+    jobs, steps, seeds = options["jobs"], options["steps"], options["seeds"]
+    if command in ("skills", "all"):
+        skills(steps, seeds, jobs)
+    if command in ("downstream", "all"):
+        downstream(options["downstream_steps"], seeds, jobs, steps)
+    if command in ("speed", "all"):
+        from slim_speed import speed
+
+        write_csv(RESULTS / "speed.csv", speed())
+    if command in ("report", "all"):
+        from slim_report import report
+
+        report(RESULTS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
