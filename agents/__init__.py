@@ -34,6 +34,7 @@ _guard()
 from agents.base import Agent, AgentConfig  # noqa: E402
 from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E402
 from agents.core.config import ConfigError  # noqa: E402
+from agents.core.hierarchy import SkillEnv, SkillPlanner  # noqa: E402
 from agents.core.log import NonFiniteError  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
@@ -45,6 +46,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "NonFiniteError",
+    "SkillEnv",
+    "SkillPlanner",
     "load",
 ]
 

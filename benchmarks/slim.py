@@ -2,7 +2,7 @@
 
     python benchmarks/slim.py all [jobs=2] [steps=1000000] [seeds=5]     everything below, in order
     python benchmarks/slim.py skills | downstream | speed                one part
-    python benchmarks/slim.py report                                     tables and plots from the CSVs
+    python benchmarks/slim.py report                                     tables and plots
 
 Every run is a directory under runs/benchmark/slim and is skipped when it is done, so the command
 can be interrupted and issued again. Results are committed as CSV under benchmarks/results/slim with

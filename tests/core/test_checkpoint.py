@@ -97,8 +97,22 @@ def tensor_file(header: Any, data: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize(
     "dtype",
-    ["bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64"]
-    + ["float16", "bfloat16", "float32", "float64", "complex64"],
+    [
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+    ],
 )
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (0, 3), (2, 3, 5)])
 def test_every_dtype_and_shape(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,86 @@
+"""Every block of the README runs: Python as it stands, `train.py` lines with small settings."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+SMALL = {
+    "total_timesteps": "200", "num_envs": "8", "horizon": "10", "hidden": "[16,16]",
+    "discovery_updates": "2", "eval_episodes": "16", "env_kwargs.num_threads": "1",
+    "env_kwargs.horizon": "20",
+}  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+
+
+def test_python_blocks_run_in_order(tmp_path):
+    script = "\n".join(["import torch", "torch.set_num_threads(1)", *blocks("python")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def command_lines() -> list[list[str]]:
+    lines = [
+        line.partition("#")[0].split() for block in blocks("bash") for line in block.split("\n")
+    ]
+    return [line[2:] for line in lines if line[:2] == ["python", "train.py"]]
+
+
+def test_train_lines_run_in_order(tmp_path):
+    lines = command_lines()
+    assert len(lines) >= 7
+    for line in lines:
+        if "=" in line[-1] and line[0] not in ("eval", "resume"):
+            given = {argument.partition("=")[0] for argument in line}
+            line = [*line, *(f"{k}={v}" for k, v in SMALL.items() if k not in given)]
+            # The small settings must not change the directory that later lines name.
+            seed = next((a for a in line if a.startswith("seed=")), "seed=0")
+            plain = len(given - {line[0], "env", "seed"}) == 0
+            line.append(f"run=runs/slim-tabletop/{seed}" if plain else f"run=runs/{len(given)}")
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *line], cwd=tmp_path, capture_output=True,
+            text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr[-2000:])
+    assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("package", ["envs", "mi"])
+def test_import_guard_names_the_intruder(tmp_path, package):
+    """A foreign package of the same name, found first, with a distribution that owns it."""
+    foreign = tmp_path / package
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("")
+    info = tmp_path / "someone_elses-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: someone-elses\nVersion: 1.0\n")
+    (info / "top_level.txt").write_text(f"{package}\n")
+    (info / "RECORD").write_text(f"{package}/__init__.py,,\n")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; "
+         "import agents"],
+        capture_output=True, text=True, timeout=120, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: infomax-rl needs its own package")
+    assert f"'{package}'" in last
+    assert "someone-elses" in last
+
+
+def test_dependencies_point_one_way():
+    """`envs` and `mi` know nothing of `agents`, and `mi` nothing of `envs`."""
+    for package, forbidden in (("envs", ("agents",)), ("mi", ("agents", "envs"))):
+        for path in (ROOT / package).rglob("*.py"):
+            for name in forbidden:
+                assert not re.search(rf"^\s*(from|import) {name}\b", path.read_text(), re.M), path
