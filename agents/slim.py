@@ -24,11 +24,17 @@ import mi
 from agents.base import Agent, AgentConfig, State
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import Episodes
-from agents.core.nets import GaussianPolicy, RunningNorm, gaussian_log_prob, mlp
+from agents.core.nets import (
+    GaussianPolicy,
+    ReturnScale,
+    RunningNorm,
+    flat_sizes,
+    gaussian_log_prob,
+    mlp,
+)
 from agents.core.replay import Replay
 from agents.core.returns import gae
 from agents.core.skills import report_skills, skill_metrics
-from envs.base import BatchedEnv
 
 DISCOVERY: dict[str, type[mi.SkillObjective]] = {
     "lipschitz": mi.LipschitzDisplacement,
@@ -100,12 +106,11 @@ class SLIMConfig(AgentConfig):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        for name in ("skill_size", "horizon", "discovery_updates", "discovery_batch"):
+        counts = ("skill_size", "horizon", "discovery_updates", "discovery_batch")
+        for name in (*counts, "epochs", "minibatches"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "discovery_lr", "feature_scale", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("epochs", "minibatches"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
         require(0 < self.clip < 1, "clip", self.clip, "in (0, 1)")
@@ -117,9 +122,8 @@ class SLIMConfig(AgentConfig):
         require(self.default_weight >= 0, "default_weight", self.default_weight, "at least 0")
         if self.violation_budget is not None:
             require(self.violation_budget > 0, "violation_budget", self.violation_budget, "above 0")
-        discrete = self.discovery == "categorical"
         require(
-            discrete == (self.skill == "discrete") or not discrete,
+            self.discovery != "categorical" or self.skill == "discrete",
             "discovery",
             self.discovery,
             "skill=discrete with the categorical decoder",
@@ -137,24 +141,10 @@ class SLIM(Agent):
 
     def build(self) -> None:
         """Policy π(a|s,z), critics V_k(s,z), discovery estimator, multiplier, memory."""
-        config, env = self.config, self.env
-        obs_size, actions = _flat_spaces(env)
-        terms = env.reward_names
-        self.reward_names = (*terms, "discovery")
-        unknown = config.weights.keys() - set(self.reward_names)
-        if unknown:
-            raise ConfigError(
-                f"weights.{min(unknown)}: no such reward, expected one of {self.reward_names}"
-            )
-        defaults = [config.default_weight] * len(terms) + [1.0]
-        weights = [
-            config.weights.get(n, d) for n, d in zip(self.reward_names, defaults, strict=True)
-        ]
-        self.weights = torch.tensor(weights, device=self.device)
-        columns = config.features or env.skill_columns or range(obs_size)
-        if max(columns) >= obs_size or min(columns) < 0:
-            raise ConfigError(f"features={list(columns)}: expected columns in 0..{obs_size - 1}")
-        self.columns = torch.tensor(list(columns), device=self.device)
+        config = self.config
+        obs_size, actions = flat_sizes(self.env, "SLIM")
+        self.reward_names = (*self.env.reward_names, "discovery")
+        self.weights, self.columns = self._weight_vector(), self._feature_columns(obs_size)
         inputs = obs_size + config.skill_size
         critics = len(self.reward_names) if config.critics == "multi" else 1
         self.norm = RunningNorm(obs_size).to(self.device)
@@ -169,21 +159,6 @@ class SLIM(Agent):
         self.discovery_optimizer = torch.optim.Adam(
             self.discovery.parameters(), config.discovery_lr
         )
-        self.memory = Replay(
-            {
-                "obs": ((obs_size,), torch.float32),
-                "next_obs": ((obs_size,), torch.float32),
-                "skill": ((config.skill_size,), torch.float32),
-                "action": ((actions,), torch.float32),
-                "rewards": ((len(terms),), torch.float32),
-                "terminated": ((), torch.float32),
-                "done": ((), torch.float32),
-            },
-            config.horizon,
-            self.num_envs,
-            self.device,
-        )
-        self.rollout_steps = config.horizon
         self.parts = {
             "norm": self.norm,
             "policy": self.policy,
@@ -195,14 +170,35 @@ class SLIM(Agent):
         }
         self.multiplier = None
         if config.violation_budget is not None:
-            if "safety" not in terms:
-                raise ConfigError(
-                    f"violation_budget: environment {config.env!r} has no reward term 'safety'"
-                )
-            self.multiplier = mi.Lagrangian(
-                config.violation_budget, initial=config.weights.get("safety", config.default_weight)
-            ).to(self.device)
-            self.parts["multiplier"] = self.multiplier
+            initial = config.weights.get("safety", config.default_weight)
+            multiplier = mi.Lagrangian(config.violation_budget, initial)
+            self.multiplier = self.parts["multiplier"] = multiplier.to(self.device)
+        self.rollout_steps = config.horizon
+        fields = {"obs": obs_size, "next_obs": obs_size, "skill": config.skill_size}
+        fields |= {"action": actions, "rewards": len(self.env.reward_names)}
+        shapes = {name: ((size,), torch.float32) for name, size in fields.items()}
+        shapes |= {name: ((), torch.float32) for name in ("terminated", "done")}
+        # Empty whenever a checkpoint is taken, hence not one of the parts.
+        self.memory = Replay(shapes, config.horizon, self.num_envs, self.device)
+
+    def _weight_vector(self) -> Tensor:
+        """W [K], in the order of `reward_names`."""
+        config, names = self.config, self.reward_names
+        unknown = config.weights.keys() - set(names)
+        if unknown:
+            raise ConfigError(f"weights.{min(unknown)}: no such reward, expected one of {names}")
+        if config.violation_budget is not None and "safety" not in names:
+            raise ConfigError(f"violation_budget: {config.env!r} has no reward term 'safety'")
+        default = dict.fromkeys(names, config.default_weight) | {"discovery": 1.0}
+        weights = default | config.weights
+        return torch.tensor([weights[name] for name in names], device=self.device)
+
+    def _feature_columns(self, obs_size: int) -> Tensor:
+        """Observation columns that skills are about, int64 [D]."""
+        columns = list(self.config.features or self.env.skill_columns or range(obs_size))
+        if max(columns) >= obs_size or min(columns) < 0:
+            raise ConfigError(f"features={columns}: expected columns in 0..{obs_size - 1}")
+        return torch.tensor(columns, device=self.device)
 
     # ---- acting
 
@@ -390,49 +386,5 @@ class SLIM(Agent):
         return super().report(directory) | report_skills(self, directory)
 
 
-class ReturnScale(nn.Module):
-    """Running standard deviation of each critic's return, so that critics predict order-1 values.
-
-    It makes the learning of a critic independent of its reward's scale. It rises at once (the first
-    object that moves is a thousandfold of sensor-level jitter) and falls slowly.
-
-    Args:
-        critics: K.
-        rate: of the exponential average on the way down.
-    """
-
-    std: Tensor
-
-    def __init__(self, critics: int, rate: float = 0.1) -> None:
-        super().__init__()
-        self.rate = rate
-        self.register_buffer("std", torch.zeros(critics))
-
-    def update(self, returns: Tensor) -> None:
-        """Take the returns [..., K] into account."""
-        std = returns.flatten(0, -2).std(0).clamp_min(1e-8)
-        self.std.copy_(torch.maximum(std, torch.lerp(self.std, std, self.rate)))
-
-    def encode(self, returns: Tensor) -> Tensor:
-        """Returns -> network targets."""
-        return returns / self.std.clamp_min(1e-8)
-
-    def decode(self, output: Tensor) -> Tensor:
-        """Network outputs -> values; zero before the first update."""
-        return output * self.std
-
-
 def _standardize(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (x - x.mean(dims, keepdim=True)) / (x.std(dims, keepdim=True) + 1e-8)
-
-
-def _flat_spaces(env: BatchedEnv) -> tuple[int, int]:
-    """Sizes D and U of a vector observation and a continuous action."""
-    import gymnasium as gym
-
-    observation, action = env.single_observation_space, env.single_action_space
-    for name, space in (("observation", observation), ("action", action)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise ConfigError(f"env: SLIM needs a vector {name} space (Box), got {space}")
-    assert observation.shape and action.shape
-    return observation.shape[0], action.shape[0]

@@ -151,11 +151,18 @@ class SkillPlanner:
         env: where to learn the dynamics, e.g. `agent.make_eval_env(256)`.
         hold: steps for which a skill is held.
         episodes: random-skill episodes of experience per environment.
+        updates: gradient steps of the dynamics.
         seed: of the experience and the planner.
     """
 
     def __init__(
-        self, agent: SLIM, env: BatchedEnv, hold: int = 10, episodes: int = 20, seed: int = 0
+        self,
+        agent: SLIM,
+        env: BatchedEnv,
+        hold: int = 10,
+        episodes: int = 20,
+        updates: int = 3000,
+        seed: int = 0,
     ) -> None:
         if agent.config.skill != "sphere":
             raise ValueError("SkillPlanner: expected an agent with continuous skills")
@@ -176,7 +183,7 @@ class SkillPlanner:
             rows.append((obs, skill, info["final_obs"]))
             obs = following
         data = [torch.cat(column) for column in zip(*rows, strict=True)]
-        self.error = self.dynamics.fit(data[0], data[1], data[2], 3000, self.generator)
+        self.error = self.dynamics.fit(data[0], data[1], data[2], updates, self.generator)
 
     def _random(self, *shape: int) -> Tensor:
         noise = torch.randn(

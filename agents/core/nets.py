@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
+
+from agents.core.config import ConfigError
+from envs.base import BatchedEnv
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -111,3 +115,50 @@ def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log N(action; mean, diag exp(log_std)²), [...]."""
     scaled = (action - mean) * torch.exp(-log_std)
     return -(0.5 * scaled.square() + log_std + 0.5 * LOG_2PI).sum(-1)
+
+
+class ReturnScale(nn.Module):
+    """Running standard deviation of each critic's return, so that critics predict order-1 values.
+
+    It makes the learning of a critic independent of its reward's scale. It rises at once (the first
+    object that moves is a thousandfold of sensor-level jitter) and falls slowly.
+
+    Args:
+        critics: K.
+        rate: of the exponential average on the way down.
+    """
+
+    std: Tensor
+
+    def __init__(self, critics: int, rate: float = 0.1) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("std", torch.zeros(critics))
+
+    def update(self, returns: Tensor) -> None:
+        """Take the returns [..., K] into account."""
+        std = returns.flatten(0, -2).std(0).clamp_min(1e-8)
+        self.std.copy_(torch.maximum(std, torch.lerp(self.std, std, self.rate)))
+
+    def encode(self, returns: Tensor) -> Tensor:
+        """Returns -> network targets."""
+        return returns / self.std.clamp_min(1e-8)
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Network outputs -> values; zero before the first update."""
+        return output * self.std
+
+
+def flat_sizes(env: BatchedEnv, agent: str) -> tuple[int, int]:
+    """Sizes D and U of a vector observation and a continuous action.
+
+    Raises:
+        ConfigError: the environment has other spaces; `agent` is named as the one who needs them.
+    """
+    sizes = []
+    for name in ("observation", "action"):
+        space = getattr(env, f"single_{name}_space")
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise ConfigError(f"env: {agent} needs a vector {name} space (Box), got {space}")
+        sizes.append(space.shape[0])
+    return sizes[0], sizes[1]

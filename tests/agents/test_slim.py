@@ -12,9 +12,9 @@ import envs
 from agents import SLIM, ConfigError
 from agents.core.evaluate import Episodes, play
 from agents.core.hierarchy import SkillEnv, SkillPlanner
+from agents.core.nets import ReturnScale
 from agents.core.returns import gae
 from agents.core.skills import RandomPolicy, direction_error, linear_r2, skill_metrics
-from agents.slim import ReturnScale
 
 
 def test_gae_by_hand():
@@ -274,7 +274,7 @@ class Velocity(SLIM):
 def test_planning_reaches_goals_when_skills_are_velocities(small):
     small.pop("env_kwargs")
     agent = Velocity(PointMass(), **small)
-    planner = SkillPlanner(agent, PointMass(), hold=5, episodes=4)
+    planner = SkillPlanner(agent, PointMass(), hold=5, episodes=4, updates=600)
     assert planner.error < 0.05
     env = SkillEnv(PointMass(), agent, hold=5)
     obs, _ = env.reset(seed=0)
