@@ -4,8 +4,10 @@
     python train.py diayn env=tabletop seed=1       a baseline: a configuration of the nearest agent
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
+    python train.py smoke/slim                      a run of seconds
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
+    python train.py list tabletop                   every argument of an environment
 
 Settings are `key=value`: dataclass defaults < configs/<agent>.yaml < the command line. A run
 directory is a function of the settings, so issuing a command again never does work twice.
@@ -44,6 +46,9 @@ def main(arguments: list[str]) -> int:
         command, rest = "train", arguments
     try:
         return {"train": train, "eval": evaluate, "resume": resume, "list": show}[command](rest)
+    except BrokenPipeError:  # `train.py … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (agents.ConfigError, agents.CheckpointError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -64,7 +69,7 @@ def train(arguments: list[str]) -> int:
         return 0
     directory, overrides = _take(overrides, "run")
     config = configuration.build(AGENTS[agent].Config, layers, overrides)
-    run = directory or configuration.run_directory(name, config.env, overrides)
+    run = directory or configuration.run_directory(name.replace("/", "-"), config.env, overrides)
     return _train(agent, name, config, Path(run))
 
 
@@ -147,11 +152,17 @@ def evaluate(arguments: list[str]) -> int:
 
 
 def show(arguments: list[str]) -> int:
-    """`list`: what can be trained, and where."""
+    """`list`: what can be trained, and where; `list <environment>`: its arguments."""
     import envs
     from agents import AGENTS
-    from agents.core.config import read_yaml
+    from agents.core.config import ConfigError, read_yaml
 
+    if arguments:
+        if arguments[0] not in envs.ENVS:
+            raise ConfigError(f"list {arguments[0]}: expected one of {', '.join(envs.ENVS)}")
+        factory = envs.ENVS[arguments[0]]
+        print(inspect.getdoc(getattr(factory, "func", factory)))
+        return 0
     print("Agents")
     for name, agent in AGENTS.items():
         print(f"  {name:20} {_first_line(sys.modules[agent.__module__])}")
@@ -199,8 +210,10 @@ def _layers(name: str) -> tuple[list[Any], str]:
         path = ROOT / "configs" / f"{name}.yaml"
         return ([path] if path.exists() else []), name
     baselines = {p.stem: p for p in (ROOT / "configs" / "baselines").glob("*.yaml")}
-    if name in baselines:
-        settings = read_yaml(baselines[name])
+    smoke = {f"smoke/{p.stem}": p for p in (ROOT / "configs" / "smoke").glob("*.yaml")}
+    path = (baselines | smoke).get(name)
+    if path is not None:
+        settings = read_yaml(path)
         return [settings], settings.pop("agent")
     known = [*AGENTS, *baselines]
     close = difflib.get_close_matches(name, [*known, *COMMANDS], 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +34,25 @@ State = dict[str, Tensor]
 """What an agent carries from step to step (skill, hidden state): name -> [N, ...]."""
 
 
+class Step(NamedTuple):
+    """One step of all environments; the true successor of `obs` is `info["final_obs"]`."""
+
+    obs: Tensor
+    """[N, D]"""
+    state: State
+    """What the agent carried into the step."""
+    action: Tensor
+    """[N, U]"""
+    reward: Tensor
+    """[N]"""
+    terminated: Tensor
+    """bool [N]"""
+    truncated: Tensor
+    """bool [N]"""
+    info: dict[str, Any]
+    """The environment's."""
+
+
 @dataclass
 class AgentConfig:
     """Settings every agent has."""
@@ -41,7 +60,7 @@ class AgentConfig:
     env: str = "tabletop"
     """Environment id, see `python train.py list`."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the environment, e.g. `env_kwargs.start=easy`."""
+    """Arguments of the environment, e.g. `env_kwargs.start=easy`; see `train.py list <env>`."""
     num_envs: int = 128
     """Environments stepped together, N."""
     seed: int = 0
@@ -114,8 +133,8 @@ class Agent:
         config: AgentConfig | None = None,
         **overrides: Any,
     ) -> None:
-        if isinstance(env, str):
-            overrides["env"] = env
+        if env is not None:
+            overrides["env"] = env if isinstance(env, str) else _env_name(env)
         layers = [to_dict(config)] if config is not None else []
         self.config: Any = build(self.Config, layers, overrides)
         self.device = _device(self.config.device)
@@ -149,17 +168,8 @@ class Agent:
         """Actions [N, U] for observations [N, D], and the state to carry on."""
         raise NotImplementedError
 
-    def store(
-        self,
-        obs: Tensor,
-        state: State,
-        action: Tensor,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        info: dict[str, Any],
-    ) -> None:
-        """Remember one step of all environments; the true successor is `info["final_obs"]`."""
+    def store(self, step: Step) -> None:
+        """Remember one step of all environments."""
         raise NotImplementedError
 
     def update(self) -> dict[str, Tensor]:
@@ -225,7 +235,7 @@ class Agent:
             next_obs, reward, terminated, truncated, info = self.env.step(action)
             self.guard.watch("observation", info["final_obs"])
             self.guard.watch("reward", reward)
-            self.store(obs, state, action, reward, terminated, truncated, info)
+            self.store(Step(obs, state, action, reward, terminated, truncated, info))
             done = terminated | truncated
             self._obs, self._state = next_obs, self._restart(carried, done)
             running = self._returns[0] + reward
@@ -444,6 +454,8 @@ class Agent:
     def save(self, path: str | Path) -> None:
         """Write a checkpoint (no pickle).
 
+        An environment whose state cannot be captured begins new episodes (see `BatchedEnv`).
+
         Raises:
             CheckpointError: the file cannot be written; a previous file is left as it was.
         """
@@ -504,6 +516,12 @@ class Agent:
             )
         except ValueError as error:
             raise ConfigError(f"env={config.env}: {error}") from None
+
+
+def _env_name(env: BatchedEnv | gym.Env) -> str:
+    """What the configuration calls an environment that was passed as an object."""
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else type(env).__name__
 
 
 def _device(name: str) -> torch.device:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import mi
-from agents.base import Agent, AgentConfig, State
+from agents.base import Agent, AgentConfig, State, Step
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import Episodes
 from agents.core.nets import (
@@ -217,27 +217,18 @@ class SLIM(Agent):
         action = self.policy(x)[0] if deterministic else self.policy.sample(x, self.generator)
         return action, state
 
-    def store(
-        self,
-        obs: Tensor,
-        state: State,
-        action: Tensor,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        info: dict[str, Any],
-    ) -> None:
+    def store(self, step: Step) -> None:
         """See `Agent`; keeps the environment's reward terms apart."""
-        rewards = info.get("reward_terms", reward[:, None])
+        rewards = step.info.get("reward_terms", step.reward[:, None])
         self.guard.watch("reward_terms", rewards)
         self.memory.add(
-            obs=obs,
-            next_obs=info["final_obs"],
-            skill=state["skill"],
-            action=action,
+            obs=step.obs,
+            next_obs=step.info["final_obs"],
+            skill=step.state["skill"],
+            action=step.action,
             rewards=rewards,
-            terminated=terminated.float(),
-            done=(terminated | truncated).float(),
+            terminated=step.terminated.float(),
+            done=(step.terminated | step.truncated).float(),
         )
 
     # ---- learning

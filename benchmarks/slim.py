@@ -2,6 +2,7 @@
 
     python benchmarks/slim.py all [jobs=2] [steps=1000000] [seeds=5]     everything below, in order
     python benchmarks/slim.py skills | downstream | speed                one part
+    python benchmarks/slim.py collect                                    CSV of the runs done so far
     python benchmarks/slim.py report                                     tables and plots
 
 Every run is a directory under runs/benchmark/slim and is skipped when it is done, so the command
@@ -120,11 +121,16 @@ def random_policy(start: str, seed: int) -> dict[str, float]:
 
 
 def skills(steps: int, seeds: int, jobs: int) -> None:
-    runs = skill_runs(steps, seeds)
-    in_parallel("run-skills", runs, jobs)
+    in_parallel("run-skills", skill_runs(steps, seeds), jobs)
+    collect_skills(steps, seeds)
+
+
+def collect_skills(steps: int, seeds: int) -> None:
+    """skills.csv from the runs that are done, and a random policy's rows."""
     rows = []
-    for run in runs:
-        rows.append({**run, **json.loads((directory(run) / "done.json").read_text())})
+    for run in skill_runs(steps, seeds):
+        if (directory(run) / "done.json").exists():
+            rows.append({**run, **json.loads((directory(run) / "done.json").read_text())})
     for start in ("hard", "easy"):
         for seed in range(seeds):
             row = {"method": "random", "start": start, "scale": 1.0, "seed": seed, "steps": 0}
@@ -334,6 +340,8 @@ def main(arguments: list[str]) -> None:
     jobs, steps, seeds = options["jobs"], options["steps"], options["seeds"]
     if command in ("skills", "all"):
         skills(steps, seeds, jobs)
+    if command == "collect":
+        collect_skills(steps, seeds)
     if command in ("downstream", "all"):
         downstream(options["downstream_steps"], seeds, jobs, steps)
     if command in ("speed", "all"):

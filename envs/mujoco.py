@@ -88,7 +88,9 @@ class MjBatchSim:
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0) -> None:
         self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
-        num_threads = num_threads or len(os.sched_getaffinity(0))
+        if not num_threads:  # affinity knows of containers and schedulers, but not everywhere
+            affinity = getattr(os, "sched_getaffinity", None)
+            num_threads = len(affinity(0)) if affinity else os.cpu_count() or 1
         self._batch = batch.Batch(model, num_envs, min(num_threads, num_envs))
         self._rows = torch.from_numpy(self._batch.state)
         self.qpos, self.qvel, self.ctrl, self.time, self.mocap_pos = (

@@ -27,7 +27,8 @@ MOVED = 0.05  # displacement that counts as an interaction [m]
 def displacement(episodes: Episodes, columns: Tensor) -> Tensor:
     """Displacement of the first object in the plane (or of the first two features), [E, 2]."""
     xy = columns[:2]
-    return episodes.last_obs[:, xy] - episodes.first_obs[:, xy]
+    moved = episodes.last_obs[:, xy] - episodes.first_obs[:, xy]
+    return torch.nn.functional.pad(moved, (0, 2 - moved.shape[1]))  # a single feature is x
 
 
 def skill_metrics(episodes: Episodes, columns: Tensor, prior: str) -> dict[str, float]:

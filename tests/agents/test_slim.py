@@ -290,3 +290,16 @@ def test_planning_reaches_goals_when_skills_are_velocities(small):
 
 def test_registry_names_agree():
     assert all(agent.name == name for name, agent in agents.AGENTS.items())
+
+
+@pytest.mark.parametrize("discovery", ["lipschitz", "gaussian", "temporal"])
+def test_learns_to_move_along_the_skill(discovery):
+    """The identity task of skill discovery: actions are velocities, so skills become directions."""
+    settings = {"horizon": 20, "hidden": [32, 32], "lr": 1e-3, "discovery_updates": 4}
+    agent = SLIM(PointMass(64), discovery=discovery, feature_scale=1.0, **settings)
+    before = agent.evaluate(PointMass(256), episodes=256)
+    after = agent.learn(64 * 20 * 30).evaluate(PointMass(256), episodes=256)
+    assert before["displacement"] < 0.1
+    assert after["r2"] > 0.8
+    assert after["direction_error"] < 25
+    assert after["displacement"] > 0.5  # of 1 m that is possible

@@ -15,19 +15,12 @@ from trees import assert_same
 from agents.core.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-SMOKE = ROOT / "configs" / "smoke" / "slim.yaml"
-SETTINGS = [
-    "num_envs=8", "horizon=10", "hidden=[16,16]", "epochs=2", "minibatches=2",
-    "discovery_updates=2", "discovery_batch=32", "log_interval=2", "checkpoint_interval=3",
-    "eval_interval=4", "eval_episodes=16", "env_kwargs.horizon=20", "env_kwargs.start=easy",
-    "env_kwargs.num_threads=1",
-]  # fmt: skip
 
 
 def start(run: Path, steps: int, *more: str) -> subprocess.Popen:
-    arguments = [*SETTINGS, f"total_timesteps={steps}", f"run={run}", *more]
+    arguments = [f"total_timesteps={steps}", "eval_interval=4", f"run={run}", *more]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "slim", *arguments],
+        [sys.executable, str(ROOT / "train.py"), "smoke/slim", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -228,6 +221,7 @@ def test_help_and_list_teach(tmp_path):
         assert word in out
     code, out, _ = cli("list")
     assert code == 0
+    assert "start: 'easy'" in cli("list", "tabletop")[1]
     for word in ("slim", "diayn", "lsd", "metra", "slim-single-critic", "tabletop/panda"):
         assert word in out
 
