@@ -252,21 +252,18 @@ class Agent:
     def _tick(self, speed: float, callback: Any, bar: tqdm, last: bool) -> bool:
         """Log, evaluate, checkpoint, obey signals; False stops the training."""
         config, run = self.config, self.run
-        due = {
-            name: last or (interval and self.num_updates % interval == 0)
-            for name, interval in (
-                ("log", config.log_interval),
-                ("checkpoint", config.checkpoint_interval),
-            )
-        }
+
+        def due(interval: int) -> bool:
+            return interval > 0 and self.num_updates % interval == 0
+
         stop = run is not None and run.stop is not None
         going_on = True
-        if due["log"]:
+        if last or due(config.log_interval) or due(config.eval_interval):
             self.guard.check()
             self.env.check()
             row = {"timesteps": self.num_timesteps, "updates": self.num_updates}
             row |= self._metrics.pop() | {"return": self._returns[1].mean().item()}
-            if config.eval_interval and self.num_updates % config.eval_interval == 0:
+            if due(config.eval_interval):
                 row |= {f"eval/{k}": v for k, v in self.evaluate().items()}
             row["time/steps_per_second"] = speed
             if run is not None:
@@ -277,7 +274,7 @@ class Agent:
                     self._best_score = row[f"eval/{self.score}"]
                     run.save(self.state_dict(), best=True)
             going_on = callback is None or callback(self, row) is not False
-        if run is not None and (due["checkpoint"] or stop or not going_on):
+        if run is not None and (last or due(config.checkpoint_interval) or stop or not going_on):
             self.guard.check()
             run.save(self.state_dict())
         return going_on and not stop

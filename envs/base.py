@@ -143,10 +143,13 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._action_shape = (num_envs, *(action_space.shape or ()))
+        self._action_dtype, self._bounds = torch.int64, None
         if isinstance(action_space, gym.spaces.Box):
             self._action_dtype = torch.float32
-        else:
-            self._action_dtype = torch.int64
+            self._bounds = [
+                torch.as_tensor(bound, dtype=torch.float32, device=self.device)
+                for bound in (action_space.low, action_space.high)
+            ]
 
     # ---- what a subclass writes
 
@@ -199,7 +202,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         """Advance every environment by one control step.
 
         Args:
-            actions: [N, *action shape], tensor (or array) in environment units.
+            actions: [N, *action shape], tensor (or array) in environment units; what lies outside
+                a Box is clipped to it.
 
         Returns:
             obs [N, D], reward float32 [N], terminated bool [N], truncated bool [N], info.
@@ -236,7 +240,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if self.device.type == "cpu" and not bool(torch.isfinite(action).all()):
             row = int((~torch.isfinite(action)).nonzero()[0, 0])
             raise ValueError(f"action: non-finite in environment {row}")
-        return action
+        return torch.clamp(action, *self._bounds) if self._bounds else action
 
     def check(self) -> None:
         """Raise RuntimeError if the simulation went wrong since the last call; may wait."""

@@ -264,11 +264,6 @@ class MujocoEnv(BatchedEnv):
         bound = task.observation_bound
         observation_space = gym.spaces.Box(-bound, bound, (task.observation_size,), np.float32)
         super().__init__(num_envs, observation_space, task.action_space(model), device, seed)
-        space = self.single_action_space
-        assert isinstance(space, gym.spaces.Box)
-        self._low, self._high = (
-            torch.as_tensor(bound, device=self.device) for bound in (space.low, space.high)
-        )
         task.bind(self.sim)
 
     def _begin(self, mask: Tensor) -> None:
@@ -278,7 +273,6 @@ class MujocoEnv(BatchedEnv):
             self.sim.forward(mask)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        action = torch.clamp(action, self._low, self._high)
         self.task.control(self.sim, action)
         self.sim.step(self.task.frame_skip, self.task.fresh)
         reward, info = self.task.reward(self.sim, action)

@@ -216,3 +216,11 @@ def test_bad_actions_are_refused() -> None:
 def test_num_envs_must_be_positive() -> None:
     with pytest.raises(ValueError, match="num_envs=0"):
         PointMass(0)
+
+
+def test_actions_beyond_the_box_are_clipped() -> None:
+    wild, tame = PointMass(3, seed=1), PointMass(3, seed=1)
+    for env, size in ((wild, 50.0), (tame, 1.0)):
+        env.reset()
+        env.last = env.step(torch.full((3, 2), size))[0]  # type: ignore[attr-defined]
+    assert torch.equal(wild.last, tame.last)  # type: ignore[attr-defined]
