@@ -33,7 +33,7 @@ for line in sys.stdin:
         _, _, terminated, truncated, _ = env.step(env.action_space.sample())
         if terminated or truncated:
             env.reset()
-    print(500 / (time.process_time() - start), flush=True)
+    print("rate", 500 / (time.process_time() - start), flush=True)
 """
 
 
@@ -135,7 +135,8 @@ def against_fetch(folder: Path) -> list[dict[str, Any]]:
             ours.append(64 * STEPS / (time.process_time() - start))
             peer.stdin.write("\n")
             peer.stdin.flush()
-            theirs.append(float(peer.stdout.readline()))
+            line = next(line for line in peer.stdout if line.startswith("rate"))
+            theirs.append(float(line.split()[1]))
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
         fetch = f"FetchPush-v4, one environment ({statistics.median(theirs):.0f} / CPU-s)"
         what = f"tabletop {robot}, {objects} object(s), 64 environments"
