@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         return 0
     import agents
     from agents.core.log import NonFiniteError
+    from envs.base import SimulationError
 
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:  # `train.py slim …` trains
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (agents.ConfigError, agents.CheckpointError, NonFiniteError) as error:
+    except (agents.ConfigError, agents.CheckpointError, NonFiniteError, SimulationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

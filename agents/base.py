@@ -7,6 +7,7 @@ U action features, Z skill or code size, K skills, clusters or critics.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ class Agent:
         self._obs: Tensor | None = None  # None until training starts
         self._state: State = {}
         self._returns = torch.zeros(2, self.num_envs, device=self.device)  # so far; last finished
+        self._returns[1] = torch.nan  # no episode has finished yet
         self._best_score = float("-inf")
 
     # ---- what an algorithm writes
@@ -262,7 +264,9 @@ class Agent:
             self.guard.check()
             self.env.check()
             row = {"timesteps": self.num_timesteps, "updates": self.num_updates}
-            row |= self._metrics.pop() | {"return": self._returns[1].mean().item()}
+            row |= self._metrics.pop()
+            finished = self._returns[1].nanmean().item()
+            row |= {"return": finished} if math.isfinite(finished) else {}
             if due(config.eval_interval):
                 row |= {f"eval/{k}": v for k, v in self.evaluate().items()}
             row["time/steps_per_second"] = speed
@@ -281,7 +285,7 @@ class Agent:
 
     def headline(self, row: Mapping[str, float]) -> dict[str, float]:
         """The few metrics of a row that the console shows."""
-        return {"return": row["return"]}
+        return {"return": row["return"]} if "return" in row else {}
 
     # ---- use
 
@@ -397,9 +401,10 @@ class Agent:
         if not self.env.captures_state and self._obs is not None:
             self._obs = self.env.last_obs
             self._state = self.initial_state(self.num_envs)
-            self._returns.zero_()
+            self._returns[0] = 0
         return {
             "agent": self.name,
+            "device": self.device.type,
             "config": to_dict(self.config),
             "num_timesteps": self.num_timesteps,
             "num_updates": self.num_updates,
@@ -416,8 +421,9 @@ class Agent:
     def load_state_dict(self, tree: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
 
-        The environment is continued too unless it has another number of rows; then training goes
-        on from freshly reset environments.
+        The environment is continued too unless it has another number of rows or the checkpoint
+        comes from another kind of device, whose simulation and random numbers do not carry over;
+        then training goes on from freshly reset environments.
 
         Raises:
             ValueError: the tree belongs to another agent or to networks of other sizes.
@@ -425,6 +431,7 @@ class Agent:
         if tree["agent"] != self.name:
             raise ValueError(f"holds agent {tree['agent']!r}, expected {self.name!r}")
         same_rows = len(tree["returns"][0]) == self.num_envs
+        same_device = tree["device"] == self.device.type
         for name, part in self.parts.items():
             if name not in tree["parts"]:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
@@ -437,12 +444,12 @@ class Agent:
                 raise ValueError(f"part {name!r} does not fit: {reason}") from None
         self.num_timesteps, self.num_updates = tree["num_timesteps"], tree["num_updates"]
         self._best_score = float("-inf") if tree["best_score"] is None else tree["best_score"]
-        if self.device.type == "cpu":
-            self.generator.set_state(tree["generator"])
-        else:  # a generator's state does not move between devices
+        if same_device:
+            self.generator.set_state(tree["generator"].cpu())
+        else:  # a generator's state does not move between kinds of devices
             self.generator.manual_seed(_stable_hash(self.config.seed, self.num_timesteps))
         self._metrics.load_state_dict(_to(tree["metrics"], self.device))
-        if same_rows and tree["obs"] is not None:
+        if same_rows and same_device and tree["obs"] is not None:
             self.env.load_state_dict(tree["env"])
             self._obs = tree["obs"].to(self.device)
             self._state = _to(tree["state"], self.device)
@@ -494,7 +501,14 @@ class Agent:
         """
         try:
             self.load_state_dict(tree)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             raise CheckpointError(path, f"does not fit this agent: {error}") from None
 
     def _make_env(self, env: str | BatchedEnv | gym.Env | None) -> BatchedEnv:
@@ -511,7 +525,7 @@ class Agent:
             return envs.make(
                 config.env, config.num_envs, self.device, config.seed, **config.env_kwargs
             )
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"env={config.env}: {error}") from None
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +99,15 @@ class SLIMConfig(AgentConfig):
     value_weight: float = 0.5
     """Weight of the critics' loss."""
     bound_weight: float = 1e-3
-    """Weight of the penalty on mean actions outside [-1, 1], where clipping hides the gradient."""
+    """Weight of the penalty on mean actions out of bounds, where clipping hides the gradient."""
     max_grad_norm: float = 1.0
     """Gradient clipping."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        counts = ("skill_size", "horizon", "discovery_updates", "discovery_batch")
+        require(self.horizon >= 2, "horizon", self.horizon, "at least 2")
+        counts = ("skill_size", "discovery_updates", "discovery_batch")
         for name in (*counts, "epochs", "minibatches"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "discovery_lr", "feature_scale", "max_grad_norm"):
@@ -144,7 +145,8 @@ class SLIM(Agent):
         config = self.config
         obs_size, actions = flat_sizes(self.env, "SLIM")
         self.reward_names = (*self.env.reward_names, "discovery")
-        self.weights, self.columns = self._weight_vector(), self._feature_columns(obs_size)
+        self.weights, self.active = self._choose_rewards()
+        self.columns = self._feature_columns(obs_size)
         inputs = obs_size + config.skill_size
         critics = len(self.reward_names) if config.critics == "multi" else 1
         self.norm = RunningNorm(obs_size).to(self.device)
@@ -174,16 +176,19 @@ class SLIM(Agent):
             multiplier = mi.Lagrangian(config.violation_budget, initial)
             self.multiplier = self.parts["multiplier"] = multiplier.to(self.device)
         self.rollout_steps = config.horizon
+        space: Any = self.env.single_action_space
+        self.bounds = [torch.as_tensor(b, device=self.device) for b in (space.low, space.high)]
         fields = {"obs": obs_size, "next_obs": obs_size, "skill": config.skill_size}
         fields |= {"action": actions, "rewards": len(self.env.reward_names)}
         shapes = {name: ((size,), torch.float32) for name, size in fields.items()}
-        shapes |= {name: ((), torch.float32) for name in ("terminated", "done")}
+        shapes |= {name: ((), torch.float32) for name in ("cost", "terminated", "done")}
         # Empty whenever a checkpoint is taken, hence not one of the parts.
         self.memory = Replay(shapes, config.horizon, self.num_envs, self.device)
 
-    def _weight_vector(self) -> Tensor:
-        """W [K], in the order of `reward_names`."""
-        config, names = self.config, self.reward_names
+    def _choose_rewards(self) -> tuple[Tensor, Tensor]:
+        """Weights w [K] above 0, and their rewards' columns among `all_rewards`, int64 [K]."""
+        config = self.config
+        names = self.all_rewards = (*self.env.reward_names, "discovery")
         unknown = config.weights.keys() - set(names)
         if unknown:
             raise ConfigError(f"weights.{min(unknown)}: no such reward, expected one of {names}")
@@ -191,7 +196,14 @@ class SLIM(Agent):
             raise ConfigError(f"violation_budget: {config.env!r} has no reward term 'safety'")
         default = dict.fromkeys(names, config.default_weight) | {"discovery": 1.0}
         weights = default | config.weights
-        return torch.tensor([weights[name] for name in names], device=self.device)
+        if config.violation_budget is not None and not weights["safety"]:
+            raise ConfigError("weights.safety=0: expected more than 0 with a violation_budget")
+        active = [i for i, name in enumerate(names) if weights[name] > 0]
+        if not active:
+            raise ConfigError("weights: expected at least one above 0")
+        self.reward_names = tuple(names[i] for i in active)
+        chosen = [weights[name] for name in self.reward_names]
+        return torch.tensor(chosen, device=self.device), torch.tensor(active, device=self.device)
 
     def _feature_columns(self, obs_size: int) -> Tensor:
         """Observation columns that skills are about, int64 [D]."""
@@ -227,6 +239,7 @@ class SLIM(Agent):
             skill=step.state["skill"],
             action=step.action,
             rewards=rewards,
+            cost=step.info.get("cost", torch.zeros_like(step.reward)),
             terminated=step.terminated.float(),
             done=(step.terminated | step.truncated).float(),
         )
@@ -237,16 +250,16 @@ class SLIM(Agent):
         """Discovery estimator, then rewards, advantages, and PPO on their combination."""
         batch = self.memory.steps()
         self.memory.clear()
-        self.norm.update(batch["obs"])
         x, x_next = self._features(batch["obs"]), self._features(batch["next_obs"])
         metrics = self._update_discovery(x, x_next, batch["skill"])
         discovery = self.discovery.pointwise(x, x_next, batch["skill"])
         rewards = torch.cat([batch["rewards"], discovery[..., None]], -1)  # [T, N, K]
-        for i, name in enumerate(self.reward_names):
+        for i, name in enumerate(self.all_rewards):
             metrics[f"reward/{name}"] = rewards[..., i].mean()
-        weights = self._weights(rewards, metrics)
+        weights, rewards = self._weights(batch["cost"], metrics), rewards[..., self.active]
         advantage, returns, inputs = self._advantages(batch, rewards, weights, metrics)
         metrics |= self._update_policy(inputs, batch["action"].flatten(0, 1), advantage, returns)
+        self.norm.update(batch["obs"])  # last: PPO's ratio compares with the policy that acted
         return metrics
 
     def _features(self, obs: Tensor) -> Tensor:
@@ -267,16 +280,15 @@ class SLIM(Agent):
             total += loss.detach()
         return {"discovery/loss": total / self.config.discovery_updates}
 
-    def _weights(self, rewards: Tensor, metrics: dict[str, Tensor]) -> Tensor:
+    def _weights(self, cost: Tensor, metrics: dict[str, Tensor]) -> Tensor:
         """W [K]; the multiplier takes the place of safety's weight and follows the violations."""
         if self.multiplier is None:
             return self.weights
-        column = self.reward_names.index("safety")
-        violations = -rewards[..., column].mean() * self.env.max_episode_steps
+        violations = cost.mean() * self.env.max_episode_steps
         metrics["safety/violations_per_episode"] = violations
         metrics["safety/multiplier"] = self.multiplier.update(violations).clone()
         weights = self.weights.clone()
-        weights[column] = self.multiplier.value
+        weights[self.reward_names.index("safety")] = self.multiplier.value
         return weights
 
     @torch.no_grad()
@@ -320,8 +332,8 @@ class SLIM(Agent):
         config = self.config
         with torch.no_grad():
             old_log_prob = gaussian_log_prob(action, *self.policy(inputs))
-        parameters = [*self.policy.parameters(), *self.critic.parameters()]
         sums: dict[str, Tensor] = {}
+        steps = 0
         for _ in range(config.epochs):
             order = torch.randperm(len(inputs), generator=self.generator, device=self.device)
             for rows in order.chunk(config.minibatches):
@@ -336,10 +348,12 @@ class SLIM(Agent):
                 )
                 self.optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+                for part in (self.policy, self.critic):  # apart: no critic shrinks the policy's
+                    nn.utils.clip_grad_norm_(part.parameters(), config.max_grad_norm)
                 self.optimizer.step()
+                steps += 1
                 sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
-        return {k: v / (config.epochs * config.minibatches) for k, v in sums.items()}
+        return {k: v / steps for k, v in sums.items()}
 
     def _losses(
         self, x: Tensor, action: Tensor, old_log_prob: Tensor, advantage: Tensor, returns: Tensor
@@ -356,7 +370,7 @@ class SLIM(Agent):
             "policy/loss": -torch.minimum(ratio * advantage, clipped * advantage).mean(),
             "critic/loss": (value - returns).square().mean(0).sum(),
             "policy/entropy": log_std.sum(),  # up to a constant
-            "policy/bound": (mean.abs() - 1).clamp_min(0).square().sum(-1).mean(),
+            "policy/bound": (mean - mean.clamp(*self.bounds)).square().sum(-1).mean(),
             "policy/kl": (ratio - 1 - log_ratio).mean(),
         }
 

@@ -39,6 +39,10 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+class SimulationError(RuntimeError):
+    """The simulation went wrong: contacts were dropped, or the physics raised an error."""
+
+
 class CounterRNG:
     """Random numbers that are a function of (seed, environment, episode, draw).
 
@@ -243,7 +247,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return torch.clamp(action, *self._bounds) if self._bounds else action
 
     def check(self) -> None:
-        """Raise RuntimeError if the simulation went wrong since the last call; may wait."""
+        """Raise SimulationError if the simulation went wrong since the last call; may wait."""
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that decides the future of the environments."""

@@ -66,7 +66,7 @@ class BatchedSim(Protocol):
         ...
 
     def check_overflow(self) -> None:
-        """Raise RuntimeError if contacts or constraints were dropped since the last call.
+        """Raise SimulationError if contacts or constraints were dropped since the last call.
 
         Waits for the device: for the boundaries of rollouts, not for every step.
         """
@@ -88,6 +88,8 @@ class MjBatchSim:
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0) -> None:
         self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
+        if num_threads < 0:
+            raise ValueError(f"num_threads={num_threads}: expected at least 0")
         if not num_threads:  # affinity knows of containers and schedulers, but not everywhere
             affinity = getattr(os, "sched_getaffinity", None)
             num_threads = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -287,7 +289,9 @@ class MujocoEnv(BatchedEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchedEnv`; derived fields are recomputed from the restored state."""
         prefix = "model."
-        params = {k.removeprefix(prefix): v for k, v in state["state"].items() if prefix in k}
+        params = {
+            k.removeprefix(prefix): v for k, v in state["state"].items() if k.startswith(prefix)
+        }
         if params:
             self.sim.set_params({k: v.to(self.device) for k, v in params.items()})
         super().load_state_dict(state)

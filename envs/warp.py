@@ -18,6 +18,8 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from envs.base import SimulationError
+
 wp.config.log_level = wp.LOG_WARNING  # before mujoco_warp initialises Warp
 
 import mujoco_warp as mjw  # noqa: E402
@@ -244,7 +246,7 @@ class MjWarpSim:
         """Wait for the device and see whether everything has fitted since the last check.
 
         Raises:
-            RuntimeError: contacts or constraints were dropped, so that the physics went wrong.
+            SimulationError: contacts or constraints were dropped, so that the physics went wrong.
         """
         overflow = self._overflow | self._latest_overflow
         self._overflow.zero_()
@@ -252,7 +254,7 @@ class MjWarpSim:
         for limit, flags in (("njmax", _NJMAX), ("nconmax", _NCONMAX)):
             rows = (overflow & int(flags)).nonzero().squeeze(1).tolist()
             if rows:
-                raise RuntimeError(
+                raise SimulationError(
                     f"{limit}={getattr(self, limit)} is too small: dropped contacts or constraints "
                     f"in {len(rows)} of {self.num_envs} environments ({str(rows[:8])[1:-1]}"
                     f"{', ...' * (len(rows) > 8)}); give MjWarpSim a larger {limit}"

@@ -36,6 +36,10 @@ class SkillEnv(BatchedEnv):
     """
 
     def __init__(self, env: BatchedEnv, agent: SLIM, hold: int = 10) -> None:
+        if env.device.type != agent.device.type:
+            raise ValueError(
+                f"SkillEnv: the agent is on {agent.device}, the environment on {env.device}"
+            )
         trained, space = agent.env.single_observation_space, env.single_observation_space
         assert trained.shape and space.shape
         if space.shape[0] < trained.shape[0]:
@@ -83,10 +87,15 @@ class SkillEnv(BatchedEnv):
             terminated |= ended
         if "cost" in info:
             info["cost"] = cost
+        info.pop("reward_terms", None)  # of the last step only; the reward here is one sum
         return total, terminated, info
 
     def _observe(self) -> Tensor:
         return self.env._observe()
+
+    def check(self) -> None:
+        """See `BatchedEnv`."""
+        self.env.check()
 
     def state_dict(self) -> dict[str, Any]:
         """The environment below, and the position in the episode."""

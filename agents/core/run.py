@@ -75,7 +75,7 @@ class Run:
 
     def _compare(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.yaml"
-        if not path.exists():
+        if not (self.last.exists() or self.finished):  # nothing was trained here yet
             save_yaml(config, path)
             return
         saved = read_yaml(path)

@@ -22,19 +22,22 @@ if TYPE_CHECKING:
 
 BIN = 0.05  # side of a coverage bin [m]
 MOVED = 0.05  # displacement that counts as an interaction [m]
+STILL = 1e-3  # displacement below which an object rests: settling and rounding [m]
 
 
 def displacement(episodes: Episodes, columns: Tensor) -> Tensor:
     """Displacement of the first object in the plane (or of the first two features), [E, 2]."""
     xy = columns[:2]
     moved = episodes.last_obs[:, xy] - episodes.first_obs[:, xy]
+    moved = torch.where(moved.abs() < STILL, 0.0, moved)
     return torch.nn.functional.pad(moved, (0, 2 - moved.shape[1]))  # a single feature is x
 
 
 def skill_metrics(episodes: Episodes, columns: Tensor, prior: str) -> dict[str, float]:
     """What the skills do, from one episode of each.
 
-    - `coverage`: distinct 5 cm bins of the final displacement (objects off the table do not count);
+    - `coverage`: distinct 5 cm bins of the final displacement, one of them centred on no
+      displacement (objects off the table do not count);
     - `r2`: of the skill predicted linearly from the displacement, on held-out episodes;
     - `direction_error` (continuous skills): mean angle [deg] between displacement and commanded
       direction after the best rotation (fitted on the other half); 90 where nothing moved;
@@ -58,7 +61,7 @@ def skill_metrics(episodes: Episodes, columns: Tensor, prior: str) -> dict[str, 
         off = episodes.last["off_table"].amax(1) > 0
         metrics["off_table"] = off.float().mean().item()
         kept = moved[~off]
-    metrics["coverage"] = float(len(torch.unique((kept / BIN).floor(), dim=0)))
+    metrics["coverage"] = float(len(torch.unique((kept / BIN).round(), dim=0)))
     if prior == "sphere" and skill.shape[1] == 2:
         metrics["direction_error"] = direction_error(moved, skill)
     if "cost" in episodes.total:

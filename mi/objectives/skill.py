@@ -88,12 +88,16 @@ class GaussianDiscriminator(SkillObjective):
     ) -> None:
         super().__init__()
         self.decoder = _network(features, hidden, skill_size)
-        self.prior_std, self.min_std = skill_size**-0.5, min_std
-        self.log_std = nn.Parameter(torch.tensor(math.log(self.prior_std)))
+        self.prior_std = skill_size**-0.5
+        self.min_std = min(min_std, self.prior_std / 2)
+        # Through a softplus, because a clamp would end the gradient at the bound for good.
+        self.raw_std = nn.Parameter(
+            torch.tensor(math.log(math.expm1(self.prior_std - self.min_std)))
+        )
 
     def log_prob(self, x: Tensor, skill: Tensor) -> Tensor:
         """Log q(skill | x), [B]."""
-        return _gaussian(skill, self.decoder(x), self.log_std.exp().clamp_min(self.min_std))
+        return _gaussian(skill, self.decoder(x), self.min_std + functional.softplus(self.raw_std))
 
     def loss(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
         """Negative log-likelihood of the skill given x_next."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.base import SimulationError
 from envs.mujoco import BatchedSim, MjBatchSim
 from envs.warp import BACKGROUND, MjWarpSim, Renderer, default_capacities
 
@@ -228,7 +229,7 @@ def test_overflow_is_reported_even_after_a_reset(model: mujoco.MjModel, limit: s
     sim.reset(ALL)
     # rows have their own constraints and share the contacts
     rows = r"1 of 4 .*\(3\)" if limit == "njmax" else r"4 of 4 .*\(0, 1, 2, 3\)"
-    with pytest.raises(RuntimeError, match=rf"{limit}=\d .*in {rows}"):
+    with pytest.raises(SimulationError, match=rf"{limit}=\d .*in {rows}"):
         sim.check_overflow()
     sim.check_overflow()  # each overflow is reported once
 
