@@ -154,7 +154,8 @@ def downstream_runs(steps: int, seeds: int, skill_steps: int) -> list[dict[str, 
 
 
 def downstream_directory(run: dict[str, Any]) -> Path:
-    return RUNS / f"downstream-{run['task']}-{run['way']}-{run['steps']}-seed{run['seed']}"
+    budget = f"{run['steps']}-after-{run['skill_steps']}"
+    return RUNS / f"downstream-{run['task']}-{run['way']}-{budget}-seed{run['seed']}"
 
 
 def run_downstream(run: dict[str, Any]) -> None:
@@ -171,7 +172,10 @@ def run_downstream(run: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     skill = {"method": "slim", "start": "hard", "scale": 1.0, "steps": run["skill_steps"]}
-    agent = agents.load(directory({**skill, "seed": run["seed"]}) / "last.ckpt", device="cpu")
+    learned = directory({**skill, "seed": run["seed"]})
+    if not (learned / "done.json").exists():
+        raise RuntimeError(f"{learned}: not trained to its end, run the skills first")
+    agent = agents.load(learned / "last.ckpt", device="cpu")
 
     def environment(n: int, seed: int) -> envs.BatchedEnv:
         arguments = {"task": run["task"], "start": "hard", "horizon": 100, "num_threads": 1}
@@ -200,7 +204,7 @@ def ppo(environment: Any, run: dict[str, Any]) -> list[list[float]]:
         "MlpPolicy",
         env,
         n_steps=rollout,
-        batch_size=min(320, 32 * rollout),
+        batch_size=32 * rollout // 10,  # 10 minibatches an epoch, for both
         gamma=0.99 if hold == 1 else 0.9,
         seed=run["seed"],
         device="cpu",
@@ -208,9 +212,9 @@ def ppo(environment: Any, run: dict[str, Any]) -> list[list[float]]:
     test = environment(256, 1000 + run["seed"])
     curve: list[list[float]] = [[0, *success(model, test)]]
     every = run["steps"] // 10
-    for i in range(1, 11):
+    for _ in range(10):
         model.learn(every // hold, reset_num_timesteps=False)
-        curve.append([i * every, *success(model, test)])
+        curve.append([model.num_timesteps * hold, *success(model, test)])  # whole rollouts
     return curve
 
 
@@ -265,6 +269,7 @@ def downstream(steps: int, seeds: int, jobs: int, skill_steps: int) -> None:
             rows.append({
                 **{k: run[k] for k in ("task", "way", "seed")},
                 "env_steps": int(env_steps),
+                "pretraining_steps": 0 if run["way"] == "flat-ppo" else run["skill_steps"],
                 "success": rate,
                 "violations": violations,
                 "cpu_seconds": done["cpu_seconds"],

@@ -143,7 +143,12 @@ def downstream_section(rows: list[dict[str, Any]], results: Path) -> str:
         for key, g in group(rows, lambda r: (r["task"], r["way"])).items()
     }
     final = [r for r in rows if r["env_steps"] == last[r["task"], r["way"]]]
-    columns = {"success": "success", "violations": "violations / episode", "env_steps": "env steps"}
+    columns = {
+        "success": "success",
+        "violations": "violations / episode",
+        "env_steps": "env steps on the task",
+        "pretraining_steps": "steps of reward-free pretraining",
+    }
     text.append(table(group(final, lambda r: f"{r['task']}, {r['way']}"), columns, "task, learner"))
     tasks = group(rows, lambda r: r["task"])
     figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
@@ -159,7 +164,12 @@ def downstream_section(rows: list[dict[str, Any]], results: Path) -> str:
                 continue
             axes.plot(steps, values[:, 0], marker="o", label=way)
             axes.fill_between(steps, values[:, 1], values[:, 2], alpha=0.2)
-        axes.set(title=task, xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
+        axes.set(
+            title=task,
+            xlabel="environment steps on the task",
+            ylabel="success rate",
+            ylim=(-0.02, 1.02),
+        )
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, results / "downstream.png")

@@ -138,6 +138,7 @@ def against_fetch(folder: Path) -> list[dict[str, Any]]:
             line = next(line for line in peer.stdout if line.startswith("rate"))
             theirs.append(float(line.split()[1]))
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        # A control step is 10 x 5 ms of physics here, 20 x 2 ms there, each with its own MuJoCo.
         fetch = f"FetchPush-v4, one environment ({statistics.median(theirs):.0f} / CPU-s)"
         what = f"tabletop {robot}, {objects} object(s), 64 environments"
         rows.append(row(what, ratio, "ratio", fetch))
