@@ -87,6 +87,9 @@ class AgentConfig:
         """
         for name in ("num_envs", "total_timesteps", "log_interval", "checkpoint_interval"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("num_envs", "device", "seed"):
+            value = self.env_kwargs.get(name)
+            require(name not in self.env_kwargs, f"env_kwargs.{name}", value, f"{name}= instead")
         require(self.eval_interval >= 0, "eval_interval", self.eval_interval, "at least 0")
         require(self.eval_episodes >= 1, "eval_episodes", self.eval_episodes, "at least 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")

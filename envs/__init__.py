@@ -40,8 +40,6 @@ def make(
         raise ValueError(f"unknown environment {id!r}{_hint(id, ENVS)}")
     known = inspect.signature(ENVS[id]).parameters
     for name in kwargs:
-        if name in ("num_envs", "device", "seed"):
-            raise ValueError(f"{name}: not an argument of the environment but a setting of its own")
         if name not in known:
             raise ValueError(f"environment {id!r} has no argument {name!r}{_hint(name, known)}")
     return ENVS[id](num_envs=num_envs, device=device, seed=seed, **kwargs)

@@ -66,6 +66,35 @@ def test_zero_weight_leaves_a_reward_out(small):
     assert torch.allclose(*trained, atol=1e-6)
 
 
+def test_rewards_without_weight_have_no_critic(small):
+    agent = SLIM(**small, default_weight=0.0)
+    assert agent.reward_names == ("discovery",)
+    assert agent.critic[-1].out_features == 1
+    with pytest.raises(ConfigError, match="at least one above 0"):
+        SLIM(**small, default_weight=0.0, weights={"discovery": 0.0})
+    with pytest.raises(ConfigError, match=r"weights\.safety=0"):
+        SLIM(**small, default_weight=0.0, violation_budget=1.0)
+
+
+def test_budget_counts_violations_whatever_the_rewards_scale(small):
+    seen = []
+    for scale in (1.0, 0.125):
+        small["env_kwargs"] |= {"reward_scale": {"safety": scale}}
+        agent = SLIM(**small, violation_budget=5.0)
+        agent.env.task.robot.low += 1.0  # every position is now outside the workspace
+        agent.learn(80, callback=lambda agent, row: seen.append(row))
+    name = "safety/violations_per_episode"
+    assert seen[0][name] == seen[1][name] >= 20
+
+
+def test_ppo_starts_from_the_policy_that_acted(small):
+    """At the first gradient step the ratio is 1 and the estimated divergence 0."""
+    agent = SLIM(**{**small, "epochs": 1, "minibatches": 1})
+    agent.learn(80)  # the normaliser has now moved away from the identity
+    agent.collect()
+    assert agent.update()["policy/kl"].item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("discovery", "skill", "size"),
     [
@@ -145,6 +174,8 @@ def test_metrics_of_useless_skills():
     skill, moved = circle(512), 0.1 * torch.randn(512, 2, generator=generator)
     assert abs(linear_r2(moved, skill)) < 0.1
     assert direction_error(moved, skill) == pytest.approx(90, abs=10)
+    still = torch.zeros(512, 2) + 1e-7 * moved
+    assert skill_metrics(episodes(still, skill), torch.tensor([0, 1]), "sphere")["coverage"] == 1
     still = torch.zeros(512, 2)
     assert linear_r2(still, skill) <= 0.01
     assert direction_error(still, skill) == 90
@@ -218,6 +249,13 @@ def test_skill_env_holds_a_skill(small):
         assert torch.allclose(info["final_obs"], low["final_obs"])
         assert truncated.all().item() is (macro == 3)
     assert torch.allclose(got, obs)
+
+
+def test_skills_can_be_learned_on_top_of_skills(small):
+    env = SkillEnv(envs.make("tabletop", num_envs=4, horizon=20), SLIM(**small), hold=5)
+    settings = {k: v for k, v in small.items() if k not in ("env_kwargs", "num_envs")}
+    agent = SLIM(env, **settings, features=[11, 12, 13]).learn(80)
+    assert agent.reward_names == ("reward", "discovery")
 
 
 def test_skill_env_refuses_what_does_not_fit(small):

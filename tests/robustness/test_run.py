@@ -144,6 +144,9 @@ def cli(*arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
         (["slim", "gamma=2"], "gamma=2.0: expected in [0, 1)"),
         (["slim", "env=tabeltop"], "did you mean 'tabletop'?"),
         (["slim", "env_kwargs.robot=ur5"], "robot='ur5': expected one of gantry, panda"),
+        (["slim", "env_kwargs.horizon=long"], "env=tabletop"),
+        (["slim", "env_kwargs.num_envs=3"], "env_kwargs.num_envs=3: expected num_envs= instead"),
+        (["slim", "env_kwargs.num_threads=-1"], "num_threads=-1: expected at least 0"),
         (["slim", "weights.speed=1"], "weights.speed: no such reward"),
         (["slim", "device=tpu"], "device='tpu': expected auto, cpu, cuda or cuda:<index>"),
         (["eval", "run=nowhere"], "nowhere/last.ckpt: no such checkpoint"),
@@ -157,6 +160,14 @@ def test_mistakes_get_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert code == 2, out + err
     assert message in err, err
     assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_mistake_does_not_spoil_the_directory(tmp_path):
+    run = tmp_path / "run"
+    code, _, err = finish(start(run, 200, "env_kwargs.start=medium"))
+    assert code == 2
+    assert "start='medium': expected one of easy, hard" in err
+    assert finish(start(run, 200))[0] == 0
 
 
 def test_corrupt_checkpoint_is_refused_and_kept(whole, tmp_path):
