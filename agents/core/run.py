@@ -75,7 +75,8 @@ class Run:
 
     def _compare(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.yaml"
-        if not (self.last.exists() or self.finished):  # nothing was trained here yet
+        trained = self.last.exists() or self.finished
+        if not (trained and path.exists()):  # a failed first command spoils nothing
             save_yaml(config, path)
             return
         saved = read_yaml(path)
