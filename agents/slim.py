@@ -144,7 +144,6 @@ class SLIM(Agent):
         """Policy π(a|s,z), critics V_k(s,z), discovery estimator, multiplier, memory."""
         config = self.config
         obs_size, actions = flat_sizes(self.env, "SLIM")
-        self.reward_names = (*self.env.reward_names, "discovery")
         self.weights, self.active = self._choose_rewards()
         self.columns = self._feature_columns(obs_size)
         inputs = obs_size + config.skill_size
