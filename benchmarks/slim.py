@@ -41,12 +41,14 @@ SCALES = [(method, scale) for method in METHODS[:2] for scale in (0.1, 10.0)]
 
 def skill_runs(steps: int, seeds: int) -> list[dict[str, Any]]:
     """All training runs: methods on both starts, and badly scaled rewards on the hard one."""
-    cases = [(method, "hard", 1.0) for method in METHODS]
-    cases += [(method, "hard", scale) for method, scale in SCALES]
-    cases += [(method, "easy", 1.0) for method in ("slim", "lsd")]
+    parts = (
+        [(method, "hard", 1.0) for method in METHODS],
+        [(method, "hard", scale) for method, scale in SCALES],
+        [(method, "easy", 1.0) for method in ("slim", "lsd")],
+    )
     runs = [
         {"method": method, "start": start, "scale": scale, "seed": seed}
-        for part in (cases[: len(METHODS)], cases[len(METHODS) :])
+        for part in parts
         for seed in range(seeds)
         for method, start, scale in part
     ]

@@ -41,7 +41,8 @@ class Robot:
     def bind(self, sim: BatchedSim) -> None:
         """Put constants on the simulation's device, once."""
         self.low, self.high = (
-            torch.tensor(bound, device=sim.device) for bound in (self.tool_low, self.tool_high)
+            torch.tensor(bound, dtype=sim.qpos.dtype, device=sim.device)
+            for bound in (self.tool_low, self.tool_high)
         )
 
     def start(self, sim: BatchedSim, rng: CounterRNG, position: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class Robot:
         raise NotImplementedError
 
     def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
-        """Position [m] and velocity [m/s] of the tool centre point, float32 [N, 3] each."""
+        """Position [m] and velocity [m/s] of the tool centre point, [N, 3] each."""
         raise NotImplementedError
 
     def at_joint_limit(self, sim: BatchedSim) -> Tensor:
@@ -61,11 +62,11 @@ class Robot:
         raise NotImplementedError
 
     def observe(self, sim: BatchedSim) -> Tensor:
-        """The robot's own state, float32 [N, observation_size]."""
+        """The robot's own state, [N, observation_size]."""
         raise NotImplementedError
 
     def observe_object(self, pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
-        """An object's columns, position first, float32 [N, object_size].
+        """An object's columns, position first, [N, object_size].
 
         Args:
             pose: position [m] and quaternion (w, x, y, z), [N, 7].
@@ -75,6 +76,11 @@ class Robot:
         return compact_object(pose, velocity, tool)
 
 
+def outside(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Components of `x` [..., D] out of their bounds [D], bool [..., D]."""
+    return x != torch.clamp(x, low, high)
+
+
 def compact_object(pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
     """Position, offset from the tool, yaw and linear velocity of a box, [N, 11].
 
@@ -82,11 +88,9 @@ def compact_object(pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
     enters as cos 2θ and sin 2θ.
     """
     position, (w, x, y, z) = pose[:, :3], pose[:, 3:].unbind(1)
-    sine, cosine = 2 * (w * z + x * y), 1 - 2 * (y * y + z * z)
-    norm = (sine.square() + cosine.square()).clamp_min(1e-6)
-    double_yaw = torch.stack(
-        [(cosine.square() - sine.square()) / norm, 2 * sine * cosine / norm], 1
-    )
+    # Where the box's x axis points in the plane, as a complex number; squared, it turns twice.
+    axis = torch.complex(0.5 - torch.addcmul(y * y, z, z), torch.addcmul(w * z, x, y))
+    double_yaw = torch.view_as_real(torch.sgn(axis).square())
     return torch.cat([position, position - tool, double_yaw, velocity[:, :3]], 1)
 
 
@@ -105,11 +109,18 @@ class Gantry(Robot):
     tool_height = 0.02  # of the tool centre point above the finger tips [m]
     tool_low = (-0.3, -0.3, -0.005)  # 25 mm below rest: the servo then presses with 15 N
 
+    stride = (0.05, 0.05, 0.05, 0.3)  # of slides [m] and yaw [rad] for an action of 1
+
     def bind(self, sim: BatchedSim) -> None:
         """See `Robot`."""
         super().bind(sim)
-        self._offset = torch.tensor([0.0, 0.0, self.tool_height], device=sim.device)
-        limits = torch.as_tensor(sim.model.jnt_range[:4], dtype=torch.float32, device=sim.device)
+        like = {"dtype": sim.qpos.dtype, "device": sim.device}
+        self._offset = torch.tensor([0.0, 0.0, self.tool_height], **like)
+        self._stride = torch.tensor(self.stride, **like)
+        yaw = torch.tensor([1.7], **like)
+        self._target_low = torch.cat([self.low - self._offset, -yaw])
+        self._target_high = torch.cat([self.high - self._offset, yaw])
+        limits = torch.as_tensor(sim.model.jnt_range[:4], **like)
         margin = 0.01 * (limits[:, 1] - limits[:, 0])
         self._limit_low, self._limit_high = limits[:, 0] + margin, limits[:, 1] - margin
 
@@ -121,36 +132,23 @@ class Gantry(Robot):
 
     def control(self, sim: BatchedSim, action: Tensor) -> None:
         """See `Robot`."""
-        joints = sim.qpos[:, :4].to(torch.float32)
-        target = joints[:, :3] + self._offset + 0.05 * action[:, :3]
-        sim.ctrl[:, :3] = torch.clamp(target, self.low, self.high) - self._offset
-        sim.ctrl[:, 3] = torch.clamp(joints[:, 3] + 0.3 * action[:, 3], -1.7, 1.7)
-        sim.ctrl[:, 4:6] = torch.where(action[:, 4:] > 0, 0.0, 0.04)
+        target = sim.qpos[:, :4] + self._stride * action[:, :4]
+        sim.ctrl[:, :4] = torch.clamp(target, self._target_low, self._target_high)
+        sim.ctrl[:, 4:6] = 0.04 * (action[:, 4:] <= 0)
 
     def tool(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
         """See `Robot`."""
-        return sim.qpos[:, :3].to(torch.float32) + self._offset, sim.qvel[:, :3].to(torch.float32)
+        return sim.qpos[:, :3] + self._offset, sim.qvel[:, :3]
 
     def at_joint_limit(self, sim: BatchedSim) -> Tensor:
         """See `Robot`."""
-        joints = sim.qpos[:, :4]
-        return ((joints < self._limit_low) | (joints > self._limit_high)).any(1)
+        return outside(sim.qpos[:, :4], self._limit_low, self._limit_high).any(1)
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Robot`."""
-        joints, target = sim.qpos[:, :6].to(torch.float32), sim.ctrl[:, :3].to(torch.float32)
-        opening = joints[:, 4:5] + joints[:, 5:6]
-        velocity = sim.qvel[:, :3].to(torch.float32)
-        return torch.cat(
-            [
-                joints[:, :3] + self._offset,
-                joints[:, 3:4],
-                opening,
-                velocity,
-                target - joints[:, :3],
-            ],
-            1,
-        )
+        position, velocity = self.tool(sim)
+        slides, yaw, left, right = sim.qpos[:, :6].split((3, 1, 1, 1), 1)
+        return torch.cat([position, yaw, left + right, velocity, sim.ctrl[:, :3] - slides], 1)
 
 
 class Chain:
@@ -372,20 +370,18 @@ class Panda(Robot):
         """See `Robot`."""
         pose, jacobian = self._chain(sim.qpos[:, :7].T)
         velocity = _apply(jacobian[:3], sim.qvel[:, :7].T)
-        return pose[:3, 3].T.to(torch.float32), velocity.T.to(torch.float32)
+        return pose[:3, 3].T, velocity.T
 
     def at_joint_limit(self, sim: BatchedSim) -> Tensor:
         """See `Robot`; an open or closed gripper does not count."""
-        joints = sim.qpos[:, :7]
-        return ((joints < self._margin_low) | (joints > self._margin_high)).any(1)
+        return outside(sim.qpos[:, :7], self._margin_low, self._margin_high).any(1)
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Robot`."""
         velocity = sim.qvel[:, :7].T
         pose, jacobian = self._chain(sim.qpos[:, :7].T)
         rotation, twist = _quaternion(pose[:3, :3]), _apply(jacobian, velocity)
-        rows = torch.cat([sim.qpos[:, :9].T, velocity, pose[:3, 3], rotation, twist])
-        return rows.T.to(torch.float32)
+        return torch.cat([sim.qpos[:, :9].T, velocity, pose[:3, 3], rotation, twist]).T
 
     def observe_object(self, pose: Tensor, velocity: Tensor, tool: Tensor) -> Tensor:
         """See `Robot`."""

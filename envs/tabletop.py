@@ -20,7 +20,7 @@ from torch import Tensor
 
 from envs.base import CounterRNG
 from envs.mujoco import Backend, BatchedSim, MujocoEnv, Task
-from envs.robots import ROBOTS, compact_object
+from envs.robots import ROBOTS, compact_object, outside
 
 ASSETS = Path(__file__).parent / "assets"
 TASKS = ("none", "push", "safe-push", "sequence", "lift", "place")
@@ -176,6 +176,14 @@ class Tabletop(Task):
         n, device = sim.num_envs, sim.device
         self._sensors = sim.field("sensordata")
         self._scale = torch.tensor(self._scales, device=device)
+        # What counts as out of bounds; the tool may be as low, and an object as high, as it gets.
+        like, inf = {"dtype": sim.qpos.dtype, "device": device}, torch.inf
+        sides = torch.tensor([0.005, 0.005, -inf], **like)
+        self._workspace = self.robot.low + sides, self.robot.high - 0.005
+        self._table = (
+            torch.tensor([-TABLE, -TABLE, -0.02], **like),
+            torch.tensor([TABLE, TABLE, inf], **like),
+        )
         self._first_q, self._first_v = self.robot.joints, self.robot.joints
         self._stage = torch.zeros(n, dtype=torch.int64, device=device)  # goals met, in order
         self._spent = torch.zeros(n, device=device)  # violations so far in the episode
@@ -191,10 +199,9 @@ class Tabletop(Task):
         return {"stage": self._stage, "spent": self._spent}
 
     def poses(self, sim: BatchedSim) -> tuple[Tensor, Tensor]:
-        """Object poses [N, M, 7] and velocities [N, M, 6], float32."""
+        """Live object poses [N, M, 7] and velocities [N, M, 6]."""
         q, v = sim.qpos[:, self._first_q :], sim.qvel[:, self._first_v :]
-        n, m = sim.num_envs, self.objects
-        return q.to(torch.float32).view(n, m, 7), v.to(torch.float32).view(n, m, 6)
+        return q.unflatten(1, (self.objects, 7)), v.unflatten(1, (self.objects, 6))
 
     def sample_reset(self, sim: BatchedSim, rng: CounterRNG, mask: Tensor) -> None:
         """See `Task`: objects within 12 cm of the centre and apart, the tool where `start` says."""
@@ -245,8 +252,8 @@ class Tabletop(Task):
             *(compact_object(pose[:, i], velocity[:, i], tool) for i in range(1, self.objects)),
         ]
         if self.task != "none":
-            columns += self._observe_task(sim, pose[:, :, :3])
-        return torch.cat(columns, 1)
+            columns += self._observe_task(sim, pose[:, :, :3].to(torch.float32))
+        return torch.cat(columns, 1).to(torch.float32)
 
     def _target(self, sim: BatchedSim, position: Tensor) -> tuple[Tensor, Tensor]:
         """Position of the current object and of its goal, [N, 3] each [m]."""
@@ -277,17 +284,17 @@ class Tabletop(Task):
     def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """See `Task` and the class."""
         tool, velocity = self.robot.tool(sim)
-        position = self.poses(sim)[0][:, :, :3].clone()  # a float32 engine returns a live view
-        distance = torch.linalg.vector_norm(position - tool[:, None], dim=2).amin(1)
-        touching = self._sensors[:, : 2 * self.objects].view(-1, self.objects, 2) > 0
+        place = self.poses(sim)[0][:, :, :3]
+        distance = torch.linalg.vector_norm(place - tool[:, None], dim=2).amin(1)
+        touching = self._sensors[:, : 2 * self.objects].unflatten(1, (self.objects, 2)) > 0
         speed = torch.linalg.vector_norm(velocity, dim=1)
-        edge = (tool[:, :2] < self.robot.low[:2] + 0.005).any(1)
-        edge |= (tool > self.robot.high - 0.005).any(1)
+        edge = outside(tool, *self._workspace).any(1)
         pressing = self._sensors[:, -1].abs() > PRESS_FORCE
-        off_table = (position[:, :, :2].abs() > TABLE).any(2) | (position[:, :, 2] < -0.02)
+        off_table = outside(place, *self._table).any(2)
         at_limit = self.robot.at_joint_limit(sim)
         flags = [edge, speed > MAX_SPEED, pressing, off_table.any(1), at_limit]
-        cost = torch.stack(flags, 1).sum(1).to(torch.float32)
+        cost = torch.stack(flags, 1).sum(1, dtype=torch.float32)
+        position = place.to(torch.float32, copy=True)  # else a float32 engine's live view
         info: dict[str, Any] = {
             "object_position": position,
             "contact": touching.any(2),
@@ -297,10 +304,10 @@ class Tabletop(Task):
             "at_edge": edge,
             "pressing": pressing,
             "at_joint_limit": at_limit,
-            "speed": speed,
+            "speed": speed.to(torch.float32),
             "cost": cost,
         }
-        terms = [1 - torch.tanh(10 * distance), -cost]
+        terms = [1 - torch.tanh(10 * distance).to(torch.float32), -cost]
         if self.task != "none":
             terms.append(self._advance_task(sim, position, cost, info))
         stacked = info["reward_terms"] = torch.stack(terms, 1) * self._scale

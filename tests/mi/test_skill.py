@@ -112,19 +112,34 @@ def test_rewards_carry_no_gradient():
 
 
 def test_lagrangian_moves_the_right_way_and_stays_in_bounds():
-    multiplier = mi.Lagrangian(limit=5.0, initial=0.3, rate=0.1, bounds=(0.1, 1.0))
+    multiplier = mi.Lagrangian(limit=5.0, initial=0.3, rate=0.1, gain=0.5, bounds=(0.1, 1.0))
     rising = [multiplier.update(torch.tensor(8.0)).item() for _ in range(30)]
-    assert rising[0] == pytest.approx(0.3 * math.exp(0.1 * 0.6))
+    assert rising[0] == pytest.approx(0.3 * math.exp((0.1 + 0.5) * 0.6))
     assert rising == sorted(rising)
-    assert rising[-1] == 1.0
+    assert multiplier.lasting.item() == 1.0
     for _ in range(100):
         multiplier.update(torch.tensor(0.0))
-    assert multiplier.value.item() == pytest.approx(0.1)
+    assert multiplier.lasting.item() == pytest.approx(0.1)
+    assert multiplier.value.item() == pytest.approx(0.1 * math.exp(-0.5))
 
 
 def test_lagrangian_holds_a_cost_at_its_limit():
     """A population that answers the multiplier by cost = 10 exp(-λ) settles where cost = limit."""
-    multiplier = mi.Lagrangian(limit=2.0, initial=0.1, rate=0.05)
+    multiplier = mi.Lagrangian(limit=2.0, initial=0.1, rate=0.05, gain=0.1)
     for _ in range(2000):
         multiplier.update(10 * torch.exp(-multiplier.value))
     assert (10 * torch.exp(-multiplier.value)).item() == pytest.approx(2.0, rel=0.02)
+
+
+def test_proportional_term_damps_the_swing_of_dual_ascent():
+    """A cost that moves a tenth of the way to 10 exp(-λ) per update lags behind the multiplier."""
+
+    def swing(gain: float) -> float:
+        multiplier = mi.Lagrangian(limit=2.0, initial=0.1, gain=gain)
+        cost, costs = torch.tensor(0.0), []
+        for _ in range(300):
+            cost = cost + 0.1 * (10 * torch.exp(-multiplier.update(cost)) - cost)
+            costs.append(cost)
+        return torch.stack(costs[100:]).sub(2.0).abs().max().item()
+
+    assert swing(2.0) < 0.5 * swing(0.0)
