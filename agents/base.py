@@ -51,7 +51,9 @@ class Step(NamedTuple):
     truncated: Tensor
     """bool [N]"""
     info: dict[str, Any]
-    """The environment's."""
+    """The environment's; `info["final_info"]` is the context of the true successor."""
+    context: dict[str, Tensor]
+    """What went with `obs`: `BatchedEnv.context`."""
 
 
 @dataclass
@@ -231,7 +233,7 @@ class Agent:
         """Take `rollout_steps` steps in every environment."""
         assert self._obs is not None
         for _ in range(self.rollout_steps):
-            obs, state = self._obs, self._state
+            obs, state, context = self._obs, self._state, self.env.context()
             self.guard.watch("observation", obs)  # first: it would infect all that follows
             action, carried = self.act(obs, state, deterministic=False)
             self.guard.watch("action", action)
@@ -240,7 +242,7 @@ class Agent:
             next_obs, reward, terminated, truncated, info = self.env.step(action)
             self.guard.watch("observation", info["final_obs"])
             self.guard.watch("reward", reward)
-            self.store(Step(obs, state, action, reward, terminated, truncated, info))
+            self.store(Step(obs, state, action, reward, terminated, truncated, info, context))
             done = terminated | truncated
             self._obs, self._state = next_obs, self._restart(carried, done)
             running = self._returns[0] + reward

@@ -160,7 +160,7 @@ def numpy_info(info: dict[str, Any]) -> dict[str, Any]:
             return numpy_info(value)
         return to_numpy(value) if isinstance(value, Tensor) else value
 
-    autoreset = ("final_obs", "_final_obs")
+    autoreset = ("final_obs", "_final_obs", "final_info")
     return {name: convert(value) for name, value in info.items() if name not in autoreset}
 
 

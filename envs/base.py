@@ -106,6 +106,11 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
     A subclass sets `max_episode_steps` and writes four methods: `_begin`, `_advance`, `_observe`
     and `_state`. Nothing in `step` waits for a CUDA device.
 
+    A multi-agent environment sets `num_agents` (A) and has an agent axis: observations [N, A, D],
+    actions [N, A, U] (or int64 [N, A]), one reward [N] for the team. What its agents share besides
+    observations is `context()`: entries of `info` after a reset and a step, and, of the true
+    successor, of `info["final_info"]`.
+
     Args:
         num_envs: N.
         observation_space: space of one environment.
@@ -127,6 +132,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
     """Names of the columns of `info["reward_terms"]`, for environments that report terms."""
     skill_columns: list[int] | None = None
     """Observation columns that skills should be about; None means all."""
+    num_agents: int | None = None
+    """A of a multi-agent environment."""
 
     def __init__(
         self,
@@ -174,6 +181,14 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         """Live tensors that together are the simulation's state."""
         raise NotImplementedError
 
+    def context(self) -> dict[str, Tensor]:
+        """What goes with the current observation, [N, ...] each, fresh tensors.
+
+        `state` [N, S] for a centralised critic; `avail_actions` bool [N, A, U] and `alive` bool
+        [N, A] where not every action or agent always exists.
+        """
+        return {}
+
     # ---- what a user calls
 
     def reset(
@@ -201,7 +216,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             self.rng.seed = check_seed(seed)
             self.rng.episode.masked_fill_(mask, -1)
         self._restart(mask)
-        return self._observe(), {}
+        return self._observe(), dict(self.context())
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Advance every environment by one control step.
@@ -222,10 +237,14 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
         done = terminated | truncated
         obs = self._observe()
+        context = self.context()
         info["final_obs"], info["_final_obs"] = obs, done
+        if context:
+            info["final_info"] = context
         if self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
             self._restart(done)
-            obs = self._observe()
+            obs, context = self._observe(), self.context()
+        info |= context
         return obs, reward, terminated, truncated, info
 
     def _restart(self, mask: Tensor) -> None:
