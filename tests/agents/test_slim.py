@@ -81,7 +81,7 @@ def test_budget_counts_violations_whatever_the_rewards_scale(small):
     for scale in (1.0, 0.125):
         small["env_kwargs"] |= {"reward_scale": {"safety": scale}}
         agent = SLIM(**small, violation_budget=5.0)
-        agent.env.task.robot.low += 1.0  # every position is now outside the workspace
+        agent.env.task._workspace[0].add_(1.0)  # every position is now outside the workspace
         agent.learn(80, callback=lambda agent, row: seen.append(row))
     name = "safety/violations_per_episode"
     assert seen[0][name] == seen[1][name] >= 20
@@ -126,7 +126,7 @@ def test_multiplier_follows_the_violations(small):
     for budget, rises in ((1000.0, False), (1e-3, True)):
         agent = SLIM(**small, violation_budget=budget)
         before = agent.multiplier.value.item()
-        agent.env.task.robot.low += 1.0  # every position is now outside the workspace
+        agent.env.task._workspace[0].add_(1.0)  # every position is now outside the workspace
         agent.learn()
         assert (agent.multiplier.value.item() > before) is rises
 
