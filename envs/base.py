@@ -261,7 +261,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise ValueError(
                 f"action: expected shape {self._action_shape}, got {tuple(action.shape)}"
             )
-        if self.device.type == "cpu" and not math.isfinite(action.abs().amax()):
+        if self.device.type == "cpu" and not math.isfinite(action.detach().abs().amax().item()):
             row = int((~torch.isfinite(action)).nonzero()[0, 0])
             raise ValueError(f"action: non-finite in environment {row}")
         return torch.clamp(action, *self._bounds) if self._bounds else action
