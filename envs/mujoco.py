@@ -16,7 +16,7 @@ import torch
 from mujoco import batch
 from torch import Tensor
 
-from envs.base import BatchedEnv, CounterRNG
+from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
 
@@ -46,6 +46,9 @@ class BatchedSim(Protocol):
 
         Derived fields then describe the state one substep ago, as after `mj_step`; `fresh=True`
         recomputes those that depend on position and velocity.
+
+        Raises:
+            SimulationError: MuJoCo gave up, e.g. for want of memory.
         """
         ...
 
@@ -115,7 +118,10 @@ class MjBatchSim:
     def step(self, nstep: int, fresh: bool = False) -> None:
         """See `BatchedSim`."""
         stage = mujoco.mjtStage.mjSTAGE_VEL if fresh else mujoco.mjtStage.mjSTAGE_NONE
-        self._batch.step(None, nstep, stage.value)
+        try:
+            self._batch.step(None, nstep, stage.value)
+        except batch.SimulationError as error:
+            raise SimulationError(" ".join(str(error).split())) from None
 
     def reset(self, mask: Tensor) -> None:
         """See `BatchedSim`."""

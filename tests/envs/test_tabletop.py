@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.base import SimulationError
 from envs.mujoco import MjBatchSim, MujocoEnv
 from envs.robots import ROBOTS, Panda, _quaternion
 from envs.tabletop import BIN, HALF_SIZE, REACH_OF_START, TABLE, TASKS, Tabletop, make_tabletop
@@ -530,3 +531,17 @@ def test_reward_scale_multiplies_its_term_only() -> None:
 def test_bad_arguments(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_tabletop(1, **kwargs)
+
+
+def test_mujoco_that_gives_up_is_a_simulation_error():
+    """A stack of boxes in 4 kB of memory: the error says which simulation, and what to do."""
+    boxes = "".join(
+        f'<body pos="0 0 {0.05 + 0.1 * i}"><freejoint/><geom type="box" size=".05 .05 .05"/></body>'
+        for i in range(4)
+    )
+    model = mujoco.MjModel.from_xml_string(
+        f'<mujoco><size memory="4K"/><worldbody><geom type="plane" size="1 1 1"/>{boxes}'
+        "</worldbody></mujoco>"
+    )
+    with pytest.raises(SimulationError, match=r"3 of 3 simulations.*out of memory.*increase"):
+        MjBatchSim(model, 3).step(5)
