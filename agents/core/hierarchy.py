@@ -25,17 +25,23 @@ class SkillEnv(BatchedEnv):
 
     The reward is the sum over those steps; `info` is the last step's, but `cost` is summed too.
 
+    Skills that always move something cannot stop where they should. With `rest` the one who chooses
+    may also choose none: then the action below is 0 for those steps, which is staying where one is
+    under position or velocity control (as on the tabletop).
+
     Args:
         env: the environment below; its leading observation columns must be those the agent was
             trained on (as the tabletop's tasks arrange).
         agent: whose policy turns skills into actions; it acts deterministically and is not changed.
         hold: steps for which a skill is held.
+        rest: offer a choice without a skill: a continuous action shorter than 1/2, or one more
+            category.
 
     Raises:
         ValueError: the environment and the agent, or `hold` and the horizon, do not fit.
     """
 
-    def __init__(self, env: BatchedEnv, agent: SLIM, hold: int = 10) -> None:
+    def __init__(self, env: BatchedEnv, agent: SLIM, hold: int = 2, rest: bool = False) -> None:
         if env.device.type != agent.device.type:
             raise ValueError(
                 f"SkillEnv: the agent is on {agent.device}, the environment on {env.device}"
@@ -53,20 +59,22 @@ class SkillEnv(BatchedEnv):
             )
         size = agent.config.skill_size
         action: gym.Space[Any] = (
-            gym.spaces.Discrete(size)
+            gym.spaces.Discrete(size + rest)
             if agent.config.skill == "discrete"
             else gym.spaces.Box(-1.0, 1.0, (size,))
         )
         super().__init__(env.num_envs, space, action, env.device, env.rng.seed)
-        self.env, self.agent, self.hold = env, agent, hold
+        self.env, self.agent, self.hold, self.rest = env, agent, hold, rest
         self.max_episode_steps = env.max_episode_steps // hold
         self.rng, self._width = env.rng, trained.shape[0]
 
     def skills(self, action: Tensor) -> Tensor:
-        """Skills [N, Z] of actions: directions are normalised, categories become one-hot."""
+        """Skills [..., Z] of actions: a direction of length 1, one category of Z, or 0 to rest."""
+        size = self.agent.config.skill_size
         if self.agent.config.skill == "discrete":
-            return functional.one_hot(action, self.agent.config.skill_size).float()
-        return functional.normalize(action, dim=-1)
+            return functional.one_hot(action, size + self.rest)[..., :size].float()
+        skill = functional.normalize(action, dim=-1)
+        return skill * (action.norm(dim=-1, keepdim=True) >= 0.5) if self.rest else skill
 
     def _restart(self, mask: Tensor) -> None:
         self.elapsed.masked_fill_(mask, 0)
@@ -75,12 +83,13 @@ class SkillEnv(BatchedEnv):
     @torch.no_grad()
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         env, state = self.env, {"skill": self.skills(action)}
+        moving = state["skill"].any(-1, keepdim=True)
         total = torch.zeros(self.num_envs, device=self.device)
         cost, terminated = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.bool)
         info: dict[str, Any] = {}
         for _ in range(self.hold):
             low_level, _ = self.agent.act(env._observe()[:, : self._width], state, True)
-            reward, ended, info = env._advance(low_level)
+            reward, ended, info = env._advance(low_level * moving if self.rest else low_level)
             env.elapsed += 1
             total += torch.where(terminated, 0.0, reward)
             cost += info.get("cost", torch.zeros_like(cost))
@@ -159,6 +168,7 @@ class SkillPlanner:
         agent: whose skills are planned over; continuous skills.
         env: where to learn the dynamics, e.g. `agent.make_eval_env(256)`.
         hold: steps for which a skill is held.
+        rest: plans may contain rest; as the `SkillEnv` they are meant for.
         episodes: random-skill episodes of experience per environment.
         updates: gradient steps of the dynamics.
         seed: of the experience and the planner.
@@ -168,7 +178,8 @@ class SkillPlanner:
         self,
         agent: SLIM,
         env: BatchedEnv,
-        hold: int = 10,
+        hold: int = 2,
+        rest: bool = False,
         episodes: int = 20,
         updates: int = 3000,
         seed: int = 0,
@@ -177,7 +188,8 @@ class SkillPlanner:
             raise ValueError("SkillPlanner: expected an agent with continuous skills")
         self.generator = torch.Generator(env.device).manual_seed(seed)
         self.skill_size = agent.config.skill_size
-        skills = SkillEnv(env, agent, hold)
+        skills = SkillEnv(env, agent, hold, rest)
+        self._skills = skills.skills
         assert env.single_observation_space.shape
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -187,18 +199,19 @@ class SkillPlanner:
         rows: list[tuple[Tensor, Tensor, Tensor]] = []
         obs, _ = skills.reset(seed=seed)
         for _ in range(episodes * skills.max_episode_steps):
-            skill = self._random(env.num_envs)
-            following, _, _, _, info = skills.step(skill)
-            rows.append((obs, skill, info["final_obs"]))
+            action = self._random(env.num_envs)
+            following, _, _, _, info = skills.step(action)
+            rows.append((obs, skills.skills(action), info["final_obs"]))
             obs = following
         data = [torch.cat(column) for column in zip(*rows, strict=True)]
         self.error = self.dynamics.fit(data[0], data[1], data[2], updates, self.generator)
 
     def _random(self, *shape: int) -> Tensor:
+        """Actions within bounds, [*shape, Z], most of them long enough not to be rest."""
         noise = torch.randn(
             *shape, self.skill_size, generator=self.generator, device=self.generator.device
         )
-        return functional.normalize(noise, dim=-1)
+        return noise.clamp(-1, 1)
 
     @torch.no_grad()
     def plan(
@@ -210,7 +223,7 @@ class SkillPlanner:
         iterations: int = 4,
         elites: int = 24,
     ) -> Tensor:
-        """The next skill of the best plan for each row, [N, Z].
+        """The next action of the best plan for each row, [N, Z].
 
         Args:
             obs: [N, D], the columns the dynamics was learned on.
@@ -228,11 +241,12 @@ class SkillPlanner:
             noise = torch.randn(
                 n, plans, horizon, self.skill_size, generator=self.generator, device=obs.device
             )
-            candidates = functional.normalize(mean + std * noise, dim=-1)
+            candidates = (mean + std * noise).clamp(-1, 1)
+            skills = self._skills(candidates)
             predicted = obs[:, None].expand(-1, plans, -1)
             total = torch.zeros(n, plans, device=obs.device)
             for step in range(horizon):
-                predicted = self.dynamics(predicted, candidates[:, :, step])
+                predicted = self.dynamics(predicted, skills[:, :, step])
                 total += cost(predicted)
             order = total.topk(elites, largest=False).indices
             chosen = candidates.gather(1, order[:, :, None, None].expand(-1, -1, *mean.shape[2:]))

@@ -264,6 +264,30 @@ def test_skill_env_refuses_what_does_not_fit(small):
         SkillEnv(envs.make("tabletop", horizon=20), agent, hold=7)
 
 
+def test_skill_env_rests_where_asked_to(small):
+    below = envs.make("tabletop", num_envs=3, horizon=20)
+    env = SkillEnv(below, SLIM(**small), hold=5, rest=True)
+    start, _ = env.reset(seed=1)
+    action = torch.tensor([[0.6, 0.0], [0.3, -0.3], [0.0, 0.0]])
+    obs, *_ = env.step(action)
+    moved = (obs[:, :3] - start[:, :3]).norm(dim=1)  # of the tool [m]
+    assert moved[0] > 1e-3
+    assert (moved[1:] < 1e-3).all()
+    skills = env.skills(action)
+    assert torch.equal(skills, torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_discrete_skills_have_a_category_for_rest(small):
+    agent = SLIM(**small, skill="discrete", skill_size=3, discovery="categorical")
+    env = SkillEnv(envs.make("tabletop", num_envs=2, horizon=20), agent, hold=5, rest=True)
+    assert env.single_action_space.n == 4
+    assert torch.equal(
+        env.skills(torch.tensor([2, 3])), torch.eye(3)[[2, 0]] * torch.tensor([[1.0], [0.0]])
+    )
+    env.reset(seed=1)
+    env.step(torch.tensor([2, 3]))
+
+
 def test_sb3_ppo_learns_on_top_of_skills(small):
     from stable_baselines3 import PPO
 
