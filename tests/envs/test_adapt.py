@@ -452,7 +452,7 @@ def test_unsupported_observations_name_the_wrapper(space: gym.Space[Any]) -> Non
 def test_unsupported_actions_are_refused() -> None:
     env = Scripted(vector(2))
     env.action_space = gym.spaces.MultiBinary(3)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="action_space: expected Box or Discrete, got MultiBinary"):
+    with pytest.raises(ValueError, match=r"action_space: expected .* got MultiBinary"):
         from_gymnasium(env)
 
 
