@@ -215,8 +215,9 @@ class TeamEnv(gym.Env[np.ndarray, Any]):
         context: dict[str, np.ndarray] = {"alive": alive}
         if self._masked:
             mask = np.zeros(self.context_space["avail_actions"].shape, np.bool_)  # type: ignore[arg-type]
+            mask[:, 0] = True  # an agent that is gone may pick what is ignored
             for i, agent in enumerate(self.agents):
-                if agent in obs:
+                if agent in obs and (alive[i] or not alive.any()):
                     mask[i] = obs[agent]["action_mask"]
             context["avail_actions"] = mask
         if "state" in self.context_space:
