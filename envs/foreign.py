@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from envs.base import BatchedEnv, check_seed
-from envs.workers import Arrays, Layout, Rows, WorkerPool, columns, require_same_spaces
+from envs.workers import Arrays, Layout, Rows, WorkerPool, require_same_spaces
 from envs.wrappers import DmControlEnv, TeamEnv
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ def from_envpool(
             f"envpool/{id}: needs the package envpool (pip install envpool): {error}"
         ) from None
     _require(id, envpool.list_all_envs(), "EnvPool task")
+    from envs._envpool import EnvPoolRows
+
     rows = EnvPoolRows(
         functools.partial(envpool.make_gymnasium, id, num_envs=num_envs, **kwargs), num_envs, seed
     )
@@ -216,13 +218,14 @@ class GymnasiumBatch(BatchedEnv):
     def __init__(
         self, rows: Any, copy: Any, num_envs: int, device: torch.device | str = "cpu", seed: int = 0
     ) -> None:
-        space, _ = _tensor_space(copy)
+        space, _ = tensor_space(copy)
         super().__init__(num_envs, space, copy.action_space, device, seed)
         self.envs = rows.envs if isinstance(rows, Rows) else []
         self.spec = copy.spec
         self.num_agents = getattr(copy, "num_agents", None)
         self.max_episode_steps = _max_episode_steps(copy)
-        self._rows, self._context = rows, tuple(getattr(copy, "context_space", ()))
+        self._rows = rows
+        self._context: tuple[str, ...] = tuple(getattr(copy, "context_layout", ()))
         self._views = {name: torch.from_numpy(array) for name, array in rows.arrays.items()}
         self._seeds: list[int | None] = [seed + i for i in range(num_envs)]
         self._steps = 0
@@ -268,7 +271,8 @@ class GymnasiumBatch(BatchedEnv):
         done = terminated | truncated
         self.elapsed += 1
         self.elapsed.masked_fill_(done if self._same_step else self._ended, 0)
-        self._ended.copy_(done if not self._same_step else self._ended)
+        if not self._same_step:
+            self._ended.copy_(done)
         final_obs = self.last_obs = self._tensor("final_obs")
         info = self._tensors(infos) | {"final_obs": final_obs, "_final_obs": done}
         if self._context:
@@ -335,79 +339,6 @@ class GymnasiumBatch(BatchedEnv):
         }
 
 
-class EnvPoolRows:
-    """EnvPool with the interface of `Rows`; see `from_envpool`.
-
-    Args:
-        make: `envpool.make_gymnasium` without the seed.
-        num_envs: N.
-        seed: of the first copies.
-    """
-
-    spec = None
-
-    def __init__(self, make: Callable[..., Any], num_envs: int, seed: int) -> None:
-        self._make, self._num_envs = make, num_envs
-        self._pool = self._made(seed)
-        self.observation_space = self._pool.observation_space
-        self.action_space = self._pool.action_space
-        self.max_episode_steps = int(self._pool.config.get("max_episode_steps", sys.maxsize))
-        space, self._channels = _tensor_space(self)
-        layout = _layout(num_envs, space, self.action_space)
-        self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
-        self._everyone = np.arange(num_envs, dtype=np.int32)
-
-    def reset(self, rows: list[int], seeds: list[int | None], options: Any) -> Arrays:
-        """See `Rows.reset`.
-
-        Raises:
-            ValueError: some rows only with a seed, or `options`, which EnvPool does not have.
-        """
-        if options:
-            raise ValueError(f"options: EnvPool takes none, got {sorted(options)}")
-        if rows and seeds[0] is not None:
-            if len(rows) < self._num_envs:
-                raise ValueError("seed: EnvPool can only be seeded as a whole, without reset_mask")
-            self._pool.close()
-            self._pool = self._made(seeds[0])
-        if rows:
-            obs, info = self._pool.reset(np.asarray(rows, np.int32))
-            self._write("obs", obs, info)
-        return {}
-
-    def step(self, same_step: bool) -> Arrays:
-        """See `Rows.step`; EnvPool itself resets the rows that have ended before."""
-        arrays = self.arrays
-        obs, reward, terminated, truncated, info = self._pool.step(arrays["action"].copy())
-        order = info["env_id"]
-        arrays["reward"][order], arrays["terminated"][order] = reward, terminated
-        arrays["truncated"][order] = truncated
-        self._write("final_obs", obs, info)
-        arrays["obs"][:] = arrays["final_obs"]
-        numbers: Arrays = {}
-        for name, value in info.items():
-            if name not in ("env_id", "players") and len(np.shape(value)) >= 1:
-                by_row = np.empty_like(value)
-                by_row[order] = value
-                numbers |= columns([{name: row} for row in by_row])
-        done = np.flatnonzero(arrays["terminated"] | arrays["truncated"])
-        if same_step and len(done):
-            self.reset(done.tolist(), [None] * len(done), None)
-        return numbers
-
-    def close(self) -> None:
-        """Close the pool."""
-        self._pool.close()
-
-    def _made(self, seed: int) -> Any:
-        return self._make(seed=[(seed + i) % 2**31 for i in range(self._num_envs)])
-
-    def _write(self, name: str, obs: np.ndarray, info: dict[str, Any]) -> None:
-        if self._channels is not None:
-            obs = np.moveaxis(obs, 1 + self._channels, 1)
-        self.arrays[name][info["env_id"]] = obs
-
-
 # ---- pieces
 
 
@@ -424,21 +355,20 @@ def _batch(
         raise ValueError(f"num_envs={num_envs}: expected at least 1")
     if workers != "auto" and not (isinstance(workers, int) and workers >= 0):
         raise ValueError(f"workers={workers!r}: expected 'auto' or an integer of at least 0")
-    if isinstance(make, gym.Env):
-        if num_envs != 1:
-            raise ValueError(f"num_envs={num_envs}: one instance makes 1; pass a function")
-        first, workers = make, 0
-    else:
-        first = make()
+    instance = isinstance(make, gym.Env)
+    if instance and num_envs != 1:
+        raise ValueError(f"num_envs={num_envs}: one instance makes 1; pass a function")
+    first: Any = make if instance else make()
+    workers = 0 if instance else workers
     try:
-        space, channels = _tensor_space(first)
-        layout = _layout(num_envs, space, first.action_space, first)
+        space, channels = tensor_space(first)
+        layout = rows_layout(num_envs, space, first.action_space, first)
         if workers == "auto":
             workers = _workers_that_pay(first, num_envs)
     except BaseException:
         first.close()
         raise
-    context = tuple(getattr(first, "context_space", ()))
+    context = tuple(getattr(first, "context_layout", ()))
     rows: Rows | WorkerPool
     if workers:
         first.close()
@@ -474,7 +404,7 @@ def _workers_that_pay(env: gym.Env[Any, Any], num_envs: int) -> int:
     return processors if saved > HAND_OVER else 0
 
 
-def _layout(
+def rows_layout(
     num_envs: int, space: spaces.Box, action_space: spaces.Space[Any], copy: Any = None
 ) -> Layout:
     """Shape and dtype of the arrays of `Rows`."""
@@ -483,13 +413,14 @@ def _layout(
         "reward": ((num_envs,), "float32"),
         **{name: ((num_envs,), "bool") for name in ("terminated", "truncated", "ended")},
     }
-    for name, kept in {"obs": space, **getattr(copy, "context_space", {})}.items():
-        array = ((num_envs, *kept.shape), np.dtype(kept.dtype).str)
+    own = {"obs": (space.shape, np.dtype(space.dtype).str), **getattr(copy, "context_layout", {})}
+    for name, (shape, dtype) in own.items():
+        array = ((num_envs, *shape), dtype)
         layout |= {name: array, f"final_{name}": array}
     return layout
 
 
-def _tensor_space(copy: Any) -> tuple[spaces.Box, int | None]:
+def tensor_space(copy: Any) -> tuple[spaces.Box, int | None]:
     """The space of one row of tensors, and the axis of channels in a copy's images."""
     space, action_space = copy.observation_space, copy.action_space
     if not isinstance(action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete)):

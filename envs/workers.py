@@ -155,10 +155,10 @@ def columns(infos: Sequence[dict[str, Any]]) -> Arrays:
     """What every row reports as numbers of one shape, [K, ...]: float32, int64 or bool."""
     stacked: Arrays = {}
     for name in infos[0] if infos else ():
-        column = [info.get(name) for info in infos]
+        column: list[Any] = [info.get(name) for info in infos]
         kinds = set(map(type, column))
         scalars = all(issubclass(kind, _SCALARS) for kind in kinds)
-        if not scalars and (kinds != {np.ndarray} or len(set(map(np.shape, column))) > 1):
+        if not scalars and (kinds != {np.ndarray} or len({np.shape(v) for v in column}) > 1):
             continue
         values = np.asarray(column)
         if values.dtype.kind in "biuf":

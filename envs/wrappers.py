@@ -30,12 +30,13 @@ class DmControlEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, env: Any) -> None:
         self.env = env
         task = getattr(env, "task", None)
-        self._random = getattr(env, "random_state", None) or getattr(task, "random", None)
-        if not isinstance(self._random, np.random.RandomState):
+        random = getattr(env, "random_state", None) or getattr(task, "random", None)
+        if not isinstance(random, np.random.RandomState):
             raise ValueError(
                 f"{type(env).__name__}: expected a RandomState to seed, as `task.random` (suite) "
                 "or `random_state` (composer)"
             )
+        self._random = random
         specs = env.observation_spec()
         self._specs = list(specs.values()) if isinstance(specs, dict) else [specs]
         for spec in self._specs:
@@ -110,7 +111,8 @@ class TeamEnv(gym.Env[np.ndarray, Any]):
     agent: by truncation if that is how any agent left in the last step, else by termination.
 
     Infos hold `alive` [A], `avail_actions` [A, U] where observations are dicts with an
-    `action_mask`, and `state` [S] where the environment has one; `context_space` describes them.
+    `action_mask`, and `state` [S] where the environment has one; `context_layout` has their shapes
+    and dtypes.
 
     Args:
         env: the environment.
@@ -126,23 +128,16 @@ class TeamEnv(gym.Env[np.ndarray, Any]):
         self.env, self._reward = env, reward
         self.agents: list[Any] = list(env.possible_agents)
         self.num_agents = len(self.agents)
-        first = self.agents[0]
-        for agent in self.agents[1:]:
-            for kind in ("observation_space", "action_space"):
-                mine, theirs = getattr(env, kind)(agent), getattr(env, kind)(first)
-                if mine != theirs:
-                    raise ValueError(
-                        f"{kind}: expected the same for all agents, got {theirs} of {first!r} and "
-                        f"{mine} of {agent!r}; pad them (SuperSuit has wrappers for that)"
-                    )
-        space, action = env.observation_space(first), env.action_space(first)
-        self._masked = isinstance(space, spaces.Dict) and set(space) == {
+        space = _shared(env.observation_space, self.agents, "observation_space")
+        action = _shared(env.action_space, self.agents, "action_space")
+        self.action_space: Any = _team_actions(action, self.num_agents)
+        self._discrete = isinstance(action, spaces.Discrete)
+        dict_of_both = isinstance(space, spaces.Dict) and set(space) == {
             "observation",
             "action_mask",
         }
-        self._inner = (
-            space["observation"] if isinstance(space, spaces.Dict) and self._masked else space
-        )
+        self._masked = self._discrete and dict_of_both
+        self._inner: Any = space["observation"] if self._masked else space
         flat = spaces.flatten_space(self._inner)
         if not isinstance(flat, spaces.Box):
             raise ValueError(f"observation_space: expected one that flattens to a Box, got {space}")
@@ -153,21 +148,19 @@ class TeamEnv(gym.Env[np.ndarray, Any]):
                 for bound in (np.minimum(flat.low, 0), np.maximum(flat.high, 0))
             )  # with the zeros of agents that are gone
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
-        self.action_space: Any = _team_actions(action, self.num_agents)
-        self._discrete = isinstance(action, spaces.Discrete)
         limit = getattr(env.unwrapped, "max_cycles", None)
         self.max_episode_steps = sys.maxsize if limit is None else int(limit)
         env.reset(seed=0)  # a state needs an episode
-        self.context_space = {"alive": spaces.Box(0, 1, (self.num_agents,), np.bool_)}
+        self.context_layout: dict[str, Any] = {"alive": ((self.num_agents,), "bool")}
         if self._masked:
-            mask = (self.num_agents, space["action_mask"].shape[0])
-            self.context_space["avail_actions"] = spaces.Box(0, 1, mask, np.bool_)
+            mask = (self.num_agents, int(action.n))
+            self.context_layout["avail_actions"] = (mask, "bool")
         try:
             size = np.size(env.state())
         except (NotImplementedError, AttributeError):
             size = 0
         if size:
-            self.context_space["state"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+            self.context_layout["state"] = ((int(size),), "float32")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -214,15 +207,27 @@ class TeamEnv(gym.Env[np.ndarray, Any]):
         alive = np.array([agent in self.env.agents for agent in self.agents])
         context: dict[str, np.ndarray] = {"alive": alive}
         if self._masked:
-            mask = np.zeros(self.context_space["avail_actions"].shape, np.bool_)  # type: ignore[arg-type]
+            mask = np.zeros(self.context_layout["avail_actions"][0], np.bool_)
             mask[:, 0] = True  # an agent that is gone may pick what is ignored
             for i, agent in enumerate(self.agents):
                 if agent in obs and (alive[i] or not alive.any()):
                     mask[i] = obs[agent]["action_mask"]
             context["avail_actions"] = mask
-        if "state" in self.context_space:
+        if "state" in self.context_layout:
             context["state"] = np.ravel(self.env.state()).astype(np.float32)
         return context
+
+
+def _shared(space_of: Any, agents: list[Any], kind: str) -> Any:
+    """The space that all agents have."""
+    first = space_of(agents[0])
+    for agent in agents[1:]:
+        if space_of(agent) != first:
+            raise ValueError(
+                f"{kind}: expected the same for all agents, got {first} of {agents[0]!r} and "
+                f"{space_of(agent)} of {agent!r}; pad them (SuperSuit has wrappers for that)"
+            )
+    return first
 
 
 def _team_actions(space: spaces.Space[Any], agents: int) -> spaces.Space[Any]:

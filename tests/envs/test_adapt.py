@@ -451,6 +451,37 @@ def test_from_gymnasium_equals_sync_vector_env(id: str, steps: int) -> None:
     assert env.max_episode_steps == (500 if id == "CartPole-v1" else 200)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_from_gymnasium_equals_sync_vector_env_in_its_other_modes(
+    mode: AutoresetMode, workers: int
+) -> None:
+    env = from_gymnasium("CartPole-v1", 3, seed=7, workers=workers)
+    env.autoreset = mode
+    makers = [lambda: gym.make("CartPole-v1")] * 3
+    reference = SyncVectorEnv(makers, autoreset_mode=mode)
+    np.testing.assert_array_equal(env.reset()[0], reference.reset(seed=7)[0])
+    done, ended = np.zeros(3, bool), 0
+    for action in random_actions(reference.action_space, 120):
+        if mode is AutoresetMode.DISABLED and done.any():
+            with pytest.raises(ValueError, match="has ended; reset it"):
+                env.step(torch.tensor(action))
+            np.testing.assert_array_equal(
+                env.reset(options={"reset_mask": torch.tensor(done)})[0],
+                reference.reset(options={"reset_mask": done})[0],
+            )
+        *values, info = env.step(torch.tensor(action))
+        *theirs, _ = reference.step(action)
+        for a, b in zip(values, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+        done = theirs[2] | theirs[3]
+        np.testing.assert_array_equal(info["final_obs"], values[0])
+        np.testing.assert_array_equal(info["_final_obs"], done)
+        ended += int(done.sum())
+    assert ended > 6
+    env.close()
+
+
 def trace(env: GymnasiumBatch, steps: int) -> list[torch.Tensor]:
     values = [env.last_obs]
     for action in random_actions(env.action_space, steps):

@@ -11,9 +11,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from counter import Countdown
 from dm_control import suite
-from gymnasium import spaces
-from pettingzoo import ParallelEnv
 
 import envs
 from envs.adapt import from_dm_control, from_envpool, from_gymnasium, from_pettingzoo
@@ -115,58 +114,6 @@ def test_unknown_dm_control_names_the_nearest() -> None:
 
 
 # ---- PettingZoo
-
-
-class Countdown(ParallelEnv):
-    """Agent i leaves after 2 + i steps, by termination or (`cut`) truncation of the last one."""
-
-    metadata = {"name": "countdown"}  # noqa: RUF012
-
-    def __init__(self, cut: bool = False, agents: int = 3) -> None:
-        self.possible_agents = [f"a{i}" for i in range(agents)]
-        self.cut = cut
-        box = spaces.Box(1, 9, (2,), np.float64)
-        mask = spaces.Box(0, 1, (4,), np.int8)
-        self._spaces = {
-            agent: spaces.Dict(observation=box, action_mask=mask) for agent in self.possible_agents
-        }
-
-    def observation_space(self, agent: Any) -> Any:
-        return self._spaces[agent]
-
-    def action_space(self, agent: Any) -> Any:
-        return spaces.Discrete(4)
-
-    def state(self) -> np.ndarray:
-        return np.array([[self.time, len(self.agents)]])
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        if seed is not None:
-            self.random = np.random.default_rng(seed)
-        self.agents, self.time = list(self.possible_agents), 0
-        return self._obs(self.agents), {agent: {} for agent in self.agents}
-
-    def step(self, actions: Any) -> Any:
-        assert set(actions) == set(self.agents)
-        assert all(type(action) is int for action in actions.values())
-        self.time += 1
-        acting = self.agents
-        leaving = {agent: self.time >= 2 + int(agent[1:]) for agent in acting}
-        self.agents = [agent for agent in acting if not leaving[agent]]
-        cut = {agent: self.cut and leaving[agent] for agent in acting}
-        terminated = {agent: leaving[agent] and not cut[agent] for agent in acting}
-        rewards = {agent: float(action) for agent, action in actions.items()}
-        return self._obs(acting), rewards, terminated, cut, {agent: {} for agent in acting}
-
-    def _obs(self, agents: list[str]) -> Any:
-        noise = self.random.random()
-        return {
-            agent: {
-                "observation": np.array([1 + self.time, 1 + noise]),
-                "action_mask": np.arange(4) != self.time % 4,
-            }
-            for agent in agents
-        }
 
 
 @pytest.mark.parametrize("cut", [False, True])
