@@ -218,13 +218,13 @@ class GymnasiumBatch(BatchedEnv):
     def __init__(
         self, rows: Any, copy: Any, num_envs: int, device: torch.device | str = "cpu", seed: int = 0
     ) -> None:
+        self._rows = rows  # first: `close` finds them if anything below fails
         space, _ = tensor_space(copy)
         super().__init__(num_envs, space, copy.action_space, device, seed)
         self.envs = rows.envs if isinstance(rows, Rows) else []
         self.spec = copy.spec
         self.num_agents = getattr(copy, "num_agents", None)
         self.max_episode_steps = _max_episode_steps(copy)
-        self._rows = rows
         self._context: tuple[str, ...] = tuple(getattr(copy, "context_layout", ()))
         self._views = {name: torch.from_numpy(array) for name, array in rows.arrays.items()}
         self._seeds: list[int | None] = [seed + i for i in range(num_envs)]
@@ -355,6 +355,8 @@ def _batch(
         raise ValueError(f"num_envs={num_envs}: expected at least 1")
     if workers != "auto" and not (isinstance(workers, int) and workers >= 0):
         raise ValueError(f"workers={workers!r}: expected 'auto' or an integer of at least 0")
+    if timeout <= 0:
+        raise ValueError(f"timeout={timeout}: expected more than 0 seconds")
     instance = isinstance(make, gym.Env)
     if instance and num_envs != 1:
         raise ValueError(f"num_envs={num_envs}: one instance makes 1; pass a function")

@@ -211,7 +211,7 @@ class WorkerPool:
         channels: int | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.timeout = timeout
+        self.timeout, self._owner = timeout, os.getpid()
         self._chunks = [
             range(chunk[0], chunk[-1] + 1)
             for chunk in np.array_split(np.arange(num_envs), min(workers, num_envs))
@@ -260,6 +260,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """Close the copies and end the workers."""
+        if self._owner != os.getpid():  # a fork's copy: the workers are not its own
+            return
         if self._ended is None:
             self._ended = "closed"
             for connection in self._connections:

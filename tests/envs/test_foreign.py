@@ -157,7 +157,7 @@ def test_agents_that_leave(cut: bool) -> None:
 
 def test_from_pettingzoo_keeps_the_contract() -> None:
     envs.check(lambda **kwargs: from_pettingzoo(Countdown, **kwargs), steps=12)
-    envs.check(lambda **kwargs: from_pettingzoo(Countdown, workers=2, **kwargs), steps=12)
+    envs.check(from_pettingzoo(Countdown, 4, workers=2), steps=12)
 
 
 @pytest.mark.parametrize("continuous", [False, True])

@@ -201,6 +201,18 @@ def test_close_ends_the_workers_and_deleting_does_too() -> None:
     assert all(gone(pid) for pid in pids)
 
 
+def test_a_fork_of_the_parent_leaves_the_workers_alone() -> None:
+    env = from_gymnasium(Counter, 4, workers=2)
+    env.reset()
+    child = os.fork()
+    if not child:
+        env.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    env.step(torch.zeros(4, dtype=torch.int64))
+    env.close()
+
+
 def test_functions_of_a_script_without_a_main_guard_reach_the_workers(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -231,6 +243,23 @@ def test_auto_takes_workers_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     assert _workers_that_pay(Counter(pause=1e-3), 1) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(1))
     assert _workers_that_pay(Counter(pause=1e-3), 64) == 0
+
+
+def test_workers_end_when_the_environment_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    start = WorkerPool._start
+
+    def remember(self: WorkerPool, *arguments: Any) -> None:
+        start(self, *arguments)
+        started.append(self._processes[-1].pid)
+
+    monkeypatch.setattr(WorkerPool, "_start", remember)
+    with pytest.raises(ValueError, match="seed=-1: expected"):
+        from_gymnasium(Counter, 2, seed=-1, workers=2)
+    assert len(started) == 2
+    assert all(gone(pid) for pid in started)
+    with pytest.raises(ValueError, match="timeout=0: expected more than 0 seconds"):
+        from_gymnasium(Counter, 2, workers=1, timeout=0)
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, "two"])
