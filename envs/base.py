@@ -224,8 +224,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if chosen is None:
             raise ValueError(f"autoreset={mode!r}: expected one of {', '.join(names)}")
         self.metadata = {**self.metadata, "autoreset_mode": chosen}
-        self._same_step = chosen is AutoresetMode.SAME_STEP
-        if self._same_step and bool(self._ended.any()):  # nobody would begin their episodes
+        before, self._same_step = self._same_step, chosen is AutoresetMode.SAME_STEP
+        if self._same_step > before and bool(self._ended.any()):  # nobody would begin them
             self._restart(self._ended.clone())
             self._ended.zero_()
 

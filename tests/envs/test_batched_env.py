@@ -378,3 +378,16 @@ def test_step_never_waits_for_the_gpu(mode: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert env.rng.episode.min() > 0 or mode == "disabled"
+
+
+@pytest.mark.parametrize("mode", ["same-step", "next-step", "disabled"])
+def test_step_never_looks_at_values_away_from_the_cpu(mode: str) -> None:
+    """Tensors on 'meta' have no values: any branch on one, copy to the host or index raises."""
+    env = PointMass(8, device="meta")
+    env.autoreset = mode
+    env.reset(seed=0)
+    for _ in range(3):
+        obs, *_, info = env.step(torch.empty(8, 2, device="meta"))
+        assert obs.device.type == info["final_obs"].device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(info["_final_obs"].any())
