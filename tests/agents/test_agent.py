@@ -109,6 +109,17 @@ def test_trains_in_a_gymnasium_environment(small, name):
     assert agent.reward_names == ("reward", "discovery")
 
 
+def test_trains_and_evaluates_in_a_foreign_environment_by_id(small):
+    small |= {"num_envs": 2, "env_kwargs": {"max_episode_steps": 10, "workers": 1}}
+    agent = SLIM("gym/Pendulum-v1", **small).learn(total_timesteps=40)
+    assert agent.env.max_episode_steps == 10
+    assert agent.evaluate(episodes=2)["length_mean"] == 10
+    with pytest.raises(ConfigError, match="autoreset: agents need 'same-step', got NEXT_STEP"):
+        SLIM("gym/Pendulum-v1", **small | {"env_kwargs": {"autoreset": "next-step"}})
+    with pytest.raises(ConfigError, match="did you mean 'Pendulum-v1'"):
+        SLIM("gym/Pendulm-v1", **small)
+
+
 def test_errors_name_the_culprit(small, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         SLIM(**small, lrr=1)
