@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from envs.base import BatchedEnv, CounterRNG
+from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
+from envs.mujoco import factory
 from envs.tabletop import make_tabletop
 
 __all__ = ["ENVS", "BatchedEnv", "CounterRNG", "make"]
@@ -18,6 +20,10 @@ __all__ = ["ENVS", "BatchedEnv", "CounterRNG", "make"]
 ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "tabletop": make_tabletop,
     "tabletop/panda": functools.partial(make_tabletop, robot="panda"),
+    "half-cheetah": factory(HalfCheetah),
+    "hopper": factory(Hopper),
+    "walker2d": factory(Walker2d),
+    "ant": factory(Ant),
 }
 
 

@@ -6,7 +6,9 @@ A `Task` is torch-only, branch-free code over full batches and is written once f
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
@@ -311,3 +313,27 @@ class MujocoEnv(BatchedEnv):
     def render(self, camera: str = "main", resolution: tuple[int, int] = (240, 320)) -> Tensor:  # type: ignore[override]
         """Images of all environments, uint8 [N, 3, height, width]; resolution (height, width)."""
         return self.sim.render(camera, resolution)
+
+
+def factory(task: Callable[[], Task]) -> Callable[..., MujocoEnv]:
+    """The entry of `ENVS` for a task without arguments of its own."""
+
+    def make(
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        backend: Backend = "auto",
+        num_threads: int = 0,
+    ) -> MujocoEnv:
+        return MujocoEnv(task(), num_envs, device, seed, backend, num_threads)
+
+    arguments = """Args:
+    num_envs: N.
+    device: 'cpu' or a CUDA device.
+    seed: of the start states.
+    backend: 'auto', 'batch' (C MuJoCo) or 'warp' (mujoco_warp).
+    num_threads: threads of the C engine; 0 takes all processors.
+"""
+    make.__doc__ = f"{inspect.getdoc(task)}\n\n{arguments}"
+    return make
