@@ -22,6 +22,16 @@ from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
 
+_NONE, _VEL, _ACC = (
+    stage.value
+    for stage in (
+        mujoco.mjtStage.mjSTAGE_NONE,
+        mujoco.mjtStage.mjSTAGE_VEL,
+        mujoco.mjtStage.mjSTAGE_ACC,
+    )
+)
+_NO_ACTUATION = mujoco.mjtDisableBit.mjDSBL_ACTUATION.value
+
 
 class BatchedSim(Protocol):
     """N simulations of one model, stepped together.
@@ -43,8 +53,8 @@ class BatchedSim(Protocol):
         """Live view [N, ...] of a derived `MjData` field such as `sensordata` or `xpos`."""
         ...
 
-    def step(self, nstep: int, fresh: bool = False) -> None:
-        """Advance by `nstep` physics steps with `ctrl` held.
+    def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
+        """Advance by `nstep` physics steps with `ctrl` held, all rows or those in `mask`.
 
         Derived fields then describe the state one substep ago, as after `mj_step`; `fresh=True`
         recomputes those that depend on position and velocity.
@@ -58,8 +68,14 @@ class BatchedSim(Protocol):
         """Put the simulations in `mask` (bool [N]) in the model's default state."""
         ...
 
-    def forward(self, mask: Tensor | None = None) -> None:
-        """Recompute derived fields from the state, of the rows in `mask` or of all."""
+    def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
+        """Recompute derived fields from the state, of the rows in `mask` or of all.
+
+        Args:
+            mask: bool [N].
+            forces: also sensors that depend on forces and accelerations, as they are before any
+                actuator acts.
+        """
         ...
 
     def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
@@ -117,30 +133,34 @@ class MjBatchSim:
             array.flags.writeable = False
         return self._fields[name]
 
-    def step(self, nstep: int, fresh: bool = False) -> None:
+    def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
         """See `BatchedSim`."""
-        stage = mujoco.mjtStage.mjSTAGE_VEL if fresh else mujoco.mjtStage.mjSTAGE_NONE
         try:
-            self._batch.step(None, nstep, stage.value)
+            self._batch.step(self._ids(mask), nstep, _VEL if fresh else _NONE)
         except batch.SimulationError as error:
             raise SimulationError(" ".join(str(error).split())) from None
 
     def reset(self, mask: Tensor) -> None:
         """See `BatchedSim`."""
-        self._batch.reset(self._ids(mask), stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self._batch.reset(self._ids(mask), stage=_NONE)
 
-    def forward(self, mask: Tensor | None = None) -> None:
+    def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
         """See `BatchedSim`."""
-        self._batch.forward(
-            None if mask is None else self._ids(mask), mujoco.mjtStage.mjSTAGE_VEL.value
-        )
+        ids = self._ids(mask)
+        if not forces:
+            self._batch.forward(ids, _VEL)
+            return
+        flags = self._batch.expand("opt.disableflags")
+        flags |= _NO_ACTUATION
+        self._batch.forward(ids, _ACC)
+        flags &= ~_NO_ACTUATION
 
     def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
         """See `BatchedSim`."""
         rows = slice(None) if mask is None else mask.numpy()
         for name, value in params.items():
             self._batch.expand(name)[rows] = value.numpy()[rows]
-        self._batch.set_const(None if mask is None else self._ids(mask))
+        self._batch.set_const(self._ids(mask))
         self._params |= params.keys()
 
     def state(self) -> dict[str, Tensor]:
@@ -161,8 +181,8 @@ class MjBatchSim:
         return self._renderers[key].render(self.qpos, self.mocap_pos)
 
     @staticmethod
-    def _ids(mask: Tensor) -> np.ndarray:
-        return mask.nonzero().squeeze(1).to(torch.int32).numpy()
+    def _ids(mask: Tensor | None) -> np.ndarray | None:
+        return None if mask is None else mask.numpy()  # Batch takes a bool [N] as well
 
 
 def make_sim(
@@ -194,6 +214,8 @@ class Task:
         frame_skip: physics steps per control step.
         max_episode_steps: control steps after which an episode is truncated.
         fresh: whether `observe` or `reward` read derived fields of the current state.
+        forces: whether they read sensors of forces or accelerations, such as touch. After a step
+            these are a substep old; after a reset they are what they are without actuation.
         observation_size: D.
         observation_bound: of the observation space; no observation is larger in magnitude.
         reward_names, skill_columns: see `BatchedEnv`.
@@ -202,6 +224,7 @@ class Task:
     frame_skip: int
     max_episode_steps: int
     fresh: bool = False
+    forces: bool = False
     observation_size: int
     observation_bound: float = np.inf
     reward_names: tuple[str, ...] = ("reward",)
@@ -280,7 +303,7 @@ class MujocoEnv(BatchedEnv):
         self.sim.reset(mask)
         self.task.sample_reset(self.sim, self.rng, mask)
         if self.task.fresh:
-            self.sim.forward(mask)
+            self.sim.forward(mask, self.task.forces)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         self.task.control(self.sim, action)
@@ -335,5 +358,5 @@ def factory(task: Callable[[], Task]) -> Callable[..., MujocoEnv]:
     backend: 'auto', 'batch' (C MuJoCo) or 'warp' (mujoco_warp).
     num_threads: threads of the C engine; 0 takes all processors.
 """
-    make.__doc__ = f"{inspect.getdoc(task)}\n\n{arguments}"
+    make.__doc__ = f"{inspect.getdoc(getattr(task, 'func', task))}\n\n{arguments}"
     return make
