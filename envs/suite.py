@@ -364,7 +364,7 @@ class Finger(SuiteTask):
     def edit(self, spec: mujoco.MjSpec) -> None:
         """A freer hinge to spin, or a visible target."""
         if self.radius is None:
-            spec.joint("hinge").damping = 0.03
+            spec.joint("hinge").damping[0] = 0.03
         else:
             add_target(spec, [0, 0, 0.4], self.radius)
 
@@ -516,9 +516,9 @@ class Quadruped(SuiteTask):
         imu, toes = [], []
         for i in range(model.nsensor):
             columns = sensors[:, model.sensor_adr[i] : model.sensor_adr[i] + model.sensor_dim[i]]
-            if model.sensor_type[i] in (kinds.mjSENS_GYRO, kinds.mjSENS_ACCELEROMETER):
+            if int(model.sensor_type[i]) in (kinds.mjSENS_GYRO, kinds.mjSENS_ACCELEROMETER):
                 imu.append(columns)
-            if model.sensor_type[i] in (kinds.mjSENS_FORCE, kinds.mjSENS_TORQUE):
+            if int(model.sensor_type[i]) in (kinds.mjSENS_FORCE, kinds.mjSENS_TORQUE):
                 toes.append(columns)
         self.imu, self.toes = imu, toes
         self._extent = _Extent(model, "torso", sim.qpos)
