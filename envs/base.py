@@ -241,11 +241,15 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         info["final_obs"], info["_final_obs"] = obs, done
         if context:
             info["final_info"] = context
-        if self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
+        if self._may_restart(done):
             self._restart(done)
             obs, context = self._observe(), self.context()
         info |= context
         return obs, reward, terminated, truncated, info
+
+    def _may_restart(self, done: Tensor) -> bool:
+        """Whether a row of `done` may be set; looking would make the host wait for a GPU."""
+        return self.device.type != "cpu" or bool(done.any())
 
     def _restart(self, mask: Tensor) -> None:
         self.rng.begin(mask)

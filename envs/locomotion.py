@@ -51,7 +51,9 @@ class Locomotion(Task):
     def bind(self, sim: BatchedSim) -> None:
         """See `Task`."""
         self.dt = float(sim.model.opt.timestep) * self.frame_skip
-        self._x = torch.zeros_like(sim.qpos[:, 0])
+        self._now = sim.qpos[:, 0]
+        self._x = torch.zeros_like(self._now)
+        self._observed = (sim.qpos[:, self.hidden :], sim.qvel)
 
     def progress(self, velocity: Tensor) -> Tensor:
         """Reward [N] for the mean velocity over the step; tasks of a family differ here."""
@@ -63,12 +65,12 @@ class Locomotion(Task):
 
     def control(self, sim: BatchedSim, action: Tensor) -> None:
         """See `Task`; remembers where the step began."""
-        self._x.copy_(sim.qpos[:, 0])
+        self._x.copy_(self._now)
         sim.ctrl.copy_(action)
 
     def velocity(self, sim: BatchedSim) -> Tensor:
         """Mean velocity over the step that has just been simulated, in the engine's precision."""
-        return (sim.qpos[:, 0] - self._x) / self.dt
+        return (self._now - self._x) / self.dt
 
     def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """See `Task`."""
@@ -86,7 +88,7 @@ class Locomotion(Task):
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Task`: positions without the world position, then velocities."""
-        return torch.cat((sim.qpos[:, self.hidden :], sim.qvel), 1).float()
+        return torch.cat(self._observed, 1).float()
 
     def sample_reset(self, sim: BatchedSim, rng: CounterRNG, mask: Tensor) -> None:
         """See `Task`."""
@@ -102,6 +104,7 @@ class HalfCheetah(Locomotion):
 
     asset = "half_cheetah.xml"
     frame_skip = 5
+    terminates = False
     observation_size = 17
     control_cost = 0.1
 

@@ -6,9 +6,10 @@ A `Task` is torch-only, branch-free code over full batches and is written once f
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from torch import Tensor
 from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
+Kind = Literal["rgb", "depth", "segmentation"]
 
 _NONE, _VEL, _ACC = (
     stage.value
@@ -30,6 +32,11 @@ _NONE, _VEL, _ACC = (
         mujoco.mjtStage.mjSTAGE_ACC,
     )
 )
+_FOLLOWS = (
+    *("cam_pos0", "cam_poscom0", "cam_mat0"),
+    *("light_pos0", "light_poscom0", "light_dir0"),
+)
+"""What `mj_setConst` computes of cameras and lights."""
 _NO_ACTUATION = mujoco.mjtDisableBit.mjDSBL_ACTUATION.value
 
 
@@ -93,8 +100,10 @@ class BatchedSim(Protocol):
         """
         ...
 
-    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
-        """Images uint8 [N, 3, height, width] of all simulations; resolution (height, width)."""
+    def render(
+        self, camera: str, resolution: tuple[int, int], kind: Kind = "rgb", shadows: bool = True
+    ) -> Tensor:
+        """Pictures [N, C, height, width] of all simulations; see `MujocoEnv.render`."""
         ...
 
 
@@ -162,6 +171,8 @@ class MjBatchSim:
             self._batch.expand(name)[rows] = value.numpy()[rows]
         self._batch.set_const(self._ids(mask))
         self._params |= params.keys()
+        for renderer in self._renderers.values():
+            renderer.set_params(self._visible())
 
     def state(self) -> dict[str, Tensor]:
         """See `BatchedSim`: one row per simulation, warm start included."""
@@ -171,14 +182,25 @@ class MjBatchSim:
     def check_overflow(self) -> None:
         """See `BatchedSim`: C MuJoCo allocates what it needs."""
 
-    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+    def render(
+        self, camera: str, resolution: tuple[int, int], kind: Kind = "rgb", shadows: bool = True
+    ) -> Tensor:
         """See `BatchedSim`: ray-traced by mujoco_warp, so that no OpenGL is needed."""
         from envs.warp import Renderer  # compiles kernels: only for those who look
 
-        key = (camera, resolution)
+        key = (camera, resolution, kind, shadows)
         if key not in self._renderers:
-            self._renderers[key] = Renderer(self.model, self.num_envs, camera, resolution)
-        return self._renderers[key].render(self.qpos, self.mocap_pos)
+            self._renderers[key] = Renderer(
+                self.model, self.num_envs, *key[:2], shadows=shadows, kind=kind
+            )
+            self._renderers[key].set_params(self._visible())
+        mocap_quat = torch.from_numpy(self._batch.bind("mocap_quat"))
+        return self._renderers[key].render(self.qpos, self.mocap_pos, mocap_quat)
+
+    def _visible(self) -> dict[str, Tensor]:
+        """Fields given to `set_params`, and what places cameras and lights in consequence."""
+        names = self._params | (set(_FOLLOWS) if self._params else set())
+        return {name: torch.from_numpy(self._batch.expand(name)) for name in names}
 
     @staticmethod
     def _ids(mask: Tensor | None) -> np.ndarray | None:
@@ -212,6 +234,7 @@ class Task:
 
     Attributes:
         frame_skip: physics steps per control step.
+        terminates: whether an episode may end before `max_episode_steps`.
         max_episode_steps: control steps after which an episode is truncated.
         fresh: whether `observe` or `reward` read derived fields of the current state.
         forces: whether they read sensors of forces or accelerations, such as touch. After a step
@@ -223,6 +246,7 @@ class Task:
 
     frame_skip: int
     max_episode_steps: int
+    terminates: bool = True
     fresh: bool = False
     forces: bool = False
     observation_size: int
@@ -294,6 +318,10 @@ class MujocoEnv(BatchedEnv):
         self.max_episode_steps = task.max_episode_steps
         self.reward_names, self.skill_columns = task.reward_names, task.skill_columns
         self.dt = float(model.opt.timestep) * task.frame_skip
+        # Without early ends the host knows when episodes end, and need not reset at every step.
+        self._clock = None
+        if self.sim.device.type != "cpu" and not task.terminates:
+            self._clock = np.zeros(num_envs, np.int64)
         bound = task.observation_bound
         observation_space = gym.spaces.Box(-bound, bound, (task.observation_size,), np.float32)
         super().__init__(num_envs, observation_space, task.action_space(model), device, seed)
@@ -314,28 +342,135 @@ class MujocoEnv(BatchedEnv):
     def _observe(self) -> Tensor:
         return self.task.observe(self.sim)
 
+    def _may_restart(self, done: Tensor) -> bool:
+        if self._clock is None:
+            return super()._may_restart(done)
+        self._clock += 1
+        ended = self._clock >= self.max_episode_steps
+        self._clock[ended] = 0
+        return bool(ended.any())
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `BatchedEnv.reset`."""
+        result = super().reset(seed=seed, options=options)
+        self._set_clock()
+        return result
+
+    def _set_clock(self) -> None:
+        if self._clock is not None:
+            self._clock = self.elapsed.cpu().numpy().copy()
+
     def _state(self) -> dict[str, Tensor]:
-        return self.sim.state() | {f"task.{k}": v for k, v in self.task.state().items()}
+        # sensors of forces describe the last substep: the state alone does not give them back
+        sensors = {"sensordata": self.sim.field("sensordata")} if self.task.forces else {}
+        return self.sim.state() | sensors | {f"task.{k}": v for k, v in self.task.state().items()}
+
+    def set_params(self, params: Mapping[str, Any], mask: Tensor | None = None) -> None:
+        """Give fields of the model one value per environment, e.g. `{"body_mass": [N, nbody]}`.
+
+        What MuJoCo derives from them follows (`mj_setConst`), pictures do, and `state_dict` holds
+        them. They stay until they are set again.
+
+        Args:
+            params: names of `MjModel` fields, or `opt.<name>`, with values [N, *shape of the
+                field]: tensors or arrays.
+            mask: bool [N], the environments to change; all if None.
+
+        Raises:
+            ValueError: not a field, one that gives the model its structure, a wrong shape, or a
+                value that is not finite. Nothing has been changed then.
+        """
+        if mask is not None:
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+            if mask.shape != (self.num_envs,):
+                raise ValueError(f"mask: expected shape ({self.num_envs},), got {(*mask.shape,)}")
+        values = {name: self._param(name, value) for name, value in params.items()}
+        self.sim.set_params(values, mask)
+        if self.task.fresh:
+            self.sim.forward(mask)
+
+    def _param(self, name: str, value: Any) -> Tensor:
+        default = _model_field(self.sim.model, name)
+        value = torch.as_tensor(value, device=self.device)
+        expected = (self.num_envs, *default.shape)
+        if value.shape != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {(*value.shape,)}")
+        finite = torch.isfinite(value).view(self.num_envs, -1).all(1)
+        if not bool(finite.all()):
+            raise ValueError(f"{name}: not finite in environment {int((~finite).nonzero()[0])}")
+        return value
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchedEnv`; derived fields are recomputed from the restored state."""
         prefix = "model."
-        params = {
-            k.removeprefix(prefix): v for k, v in state["state"].items() if k.startswith(prefix)
-        }
+        saved = {k[len(prefix) :]: v for k, v in state["state"].items() if k.startswith(prefix)}
+        for name in self.sim.state():  # what has been set here since is back to the model's value
+            if name.startswith(prefix) and name not in state["state"]:
+                default = torch.as_tensor(_model_field(self.sim.model, name[len(prefix) :]))
+                saved[name[len(prefix) :]] = default.expand(self.num_envs, *default.shape)
+        params = {name: value.to(self.device) for name, value in saved.items()}
+        if any(len(value) != self.num_envs for value in params.values()):
+            raise ValueError(f"environment state: expected {self.num_envs} environments")
         if params:
-            self.sim.set_params({k: v.to(self.device) for k, v in params.items()})
-        super().load_state_dict(state)
+            self.sim.set_params(params)
+        restored = {prefix + name: value for name, value in params.items()} | state["state"]
+        super().load_state_dict({**state, "state": restored})
         if self.task.fresh:
             self.sim.forward()
+        if self.task.forces:
+            self.sim.field("sensordata").copy_(state["state"]["sensordata"])
+        self._set_clock()
 
     def check(self) -> None:
         """See `BatchedEnv`."""
         self.sim.check_overflow()
 
-    def render(self, camera: str = "main", resolution: tuple[int, int] = (240, 320)) -> Tensor:  # type: ignore[override]
-        """Images of all environments, uint8 [N, 3, height, width]; resolution (height, width)."""
-        return self.sim.render(camera, resolution)
+    def render(  # type: ignore[override]
+        self,
+        camera: str | None = None,
+        resolution: tuple[int, int] = (240, 320),
+        kind: Kind = "rgb",
+        shadows: bool = True,
+    ) -> Tensor:
+        """Pictures of all environments, ray-traced at once, without OpenGL; a fresh tensor.
+
+        Colours, lights and cameras given to `set_params` (`geom_rgba`, `mat_rgba`, `light_pos`,
+        `light_diffuse`, `cam_pos`, `cam_fovy`, ...) are each environment's own.
+
+        Args:
+            camera: name of the camera; the model's first if None.
+            resolution: height and width.
+            kind: 'rgb', 'depth' or 'segmentation'.
+            shadows: whether lights cast shadows.
+
+        Returns:
+            rgb: uint8 [N, 3, height, width]. depth: float32 [N, 1, height, width], along the
+            camera's axis [m], 0 where there is nothing. segmentation: int32 [N, 2, height, width],
+            index and `mjtObj` type of what is seen, -1 where there is nothing.
+
+        Raises:
+            ValueError: the model has no such camera, or an unknown kind.
+        """
+        if camera is None:
+            if not self.sim.model.ncam:
+                raise ValueError("render: the model has no camera")
+            camera = self.sim.model.camera(0).name
+        return self.sim.render(camera, tuple(resolution), kind, shadows)
+
+
+def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+    """The value of a field whose values may differ between simulations."""
+    if name not in batch.MODEL_FIELDS:
+        close = difflib.get_close_matches(name, batch.MODEL_FIELDS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name!r} is not a field of MjModel that can differ{hint}")
+    owner, attribute = (model.opt, name[4:]) if name.startswith("opt.") else (model, name)
+    value = np.asarray(getattr(owner, attribute))
+    if value.dtype.kind != "f":
+        raise ValueError(f"{name!r} gives the model its structure: it cannot differ")
+    return value
 
 
 def factory(task: Callable[[], Task]) -> Callable[..., MujocoEnv]:

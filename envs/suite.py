@@ -74,6 +74,7 @@ class SuiteTask(Task):
 
     domain: str
     max_episode_steps = 1000
+    terminates = False
     fresh = True
     total_mass: float | None = None
 
