@@ -191,8 +191,9 @@ class MjWarpSim:
 
     def field(self, name: str) -> Tensor:
         """See `BatchedSim`; 3x3 matrices have nine columns, as in `MjData`."""
-        view = wp.to_torch(getattr(self._data, name))
-        return view.flatten(-2) if view.shape[-2:] == (3, 3) else view
+        array = getattr(self._data, name)
+        view = wp.to_torch(array)
+        return view.flatten(-2) if array.dtype is wp.mat33 else view
 
     def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
         """See `BatchedSim`; with a mask all rows are simulated, and the others put back."""
