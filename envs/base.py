@@ -234,8 +234,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         action = self._check(actions)
         reward, terminated, info = self._advance(action)
         self.elapsed += 1
-        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
-        done = terminated | truncated
+        done = terminated | (self.elapsed >= self.max_episode_steps)
+        truncated = done ^ terminated
         obs = self._observe()
         context = self.context()
         info["final_obs"], info["_final_obs"] = obs, done
@@ -265,9 +265,10 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise ValueError(
                 f"action: expected shape {self._action_shape}, got {tuple(action.shape)}"
             )
-        if self.device.type == "cpu" and not math.isfinite(action.detach().abs().amax().item()):
-            row = int((~torch.isfinite(action)).nonzero()[0, 0])
-            raise ValueError(f"action: non-finite in environment {row}")
+        if self.device.type == "cpu" and not math.isfinite(action.detach().sum().item()):
+            bad = (~torch.isfinite(action)).nonzero()  # none if only the sum is too large
+            if len(bad):
+                raise ValueError(f"action: non-finite in environment {int(bad[0, 0])}")
         return torch.clamp(action, *self._bounds) if self._bounds else action
 
     def check(self) -> None:

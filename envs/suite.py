@@ -53,7 +53,8 @@ def tolerance(
         sigmoid: how it falls.
         at_margin: its value at `margin`.
     """
-    outside = torch.maximum(lower - x, x - upper).clamp(min=0)
+    below = lower - x
+    outside = (below if upper == math.inf else torch.maximum(below, x - upper)).clamp(min=0)
     if margin == 0:
         return (outside == 0).to(x.dtype)
     distance = outside / margin
