@@ -349,7 +349,7 @@ def test_depth_and_segmentation(model: mujoco.MjModel) -> None:
     assert seen.max() < 1.6
     what = sim.render("front", (48, 64), "segmentation")
     assert what.shape == (2, 2, 48, 64)
-    goal = (what[1, 0] == model.ngeom - 1) & (what[1, 1] == mujoco.mjtObj.mjOBJ_GEOM)
+    goal = (what[1, 0] == model.ngeom - 1) & (what[1, 1] == mujoco.mjtObj.mjOBJ_GEOM.value)
     assert goal[red].all()
     assert red.sum() <= goal.sum() < 1.5 * red.sum()  # a side of it lies in the dark
     nothing = (what[1] == -1).all(0)
