@@ -1,4 +1,5 @@
-// The limit that `tabletop` is measured against: mj_step in a bare loop, one hot mjData, no Python.
+// The limit that batched environments are measured against: mj_step in a bare loop, one hot mjData,
+// no Python.
 // Usage: mj_step model.mjb input.bin nsim nsteps frame_skip
 // input.bin: float64 qpos[nsim][nq], then ctrl[nsteps][nsim][nu]. Prints CPU seconds and a checksum.
 #include <mujoco/mujoco.h>
