@@ -1,4 +1,4 @@
-"""What the benchmarks share: results with their provenance, the C loop, and CPU time of processes."""
+"""What benchmarks share: results with their provenance, the C loop, peers in other processes."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@
 
 Parts: `mujoco` (physics), `pixels` (images), `gpu` (the same on CUDA), `adapters` (other people's
 environments), `replay` (memory), `particles` (multi-agent worlds); all of them unless some are
-named. A part is the module `envs_<part>` beside this file; what it lacks here (a GPU, a package that
-cannot be installed) is skipped with the reason.
+named. A part is the module `envs_<part>` beside this file; one that lacks something here (a GPU, a
+package that cannot be installed) is skipped with the reason.
 
-Everything but `gpu` is measured in CPU-seconds of a process and its workers, in rounds that alternate
-between us and the peer; `ratio` is the median over the rounds. Results: `speed.csv` (rows of parts
-that were not measured again are kept), `speed.png` and the provenance in README.md, all under
-benchmarks/results/envs.
+Everything but `gpu` is measured in CPU-seconds of a process and its workers, in rounds that
+alternate between us and the peer; `ratio` is the median over the rounds. Results: `speed.csv` (rows
+of parts that were not measured again are kept), `speed.png` and the provenance in README.md, all
+under benchmarks/results/envs.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def record(num_envs: int, folder: Path) -> tuple[Any, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     actions = [torch.rand(num_envs, 5, generator=generator) * 2 - 1 for _ in range(STEPS)]
     with (folder / "input.bin").open("wb") as file:
-        file.write(sim.qpos.numpy().tobytes())
+        file.write(sim.state()["rows"].numpy().tobytes())
         for action in actions:
             env.step(action)
             file.write(np.ascontiguousarray(sim.ctrl.numpy()).tobytes())

@@ -60,24 +60,30 @@ class CounterRNG:
         self.episode = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
         self._env = torch.arange(1, num_envs + 1, dtype=torch.int64, device=device)  # mix(0) is 0
         self._draws = 0
+        self._stream: tuple[int, Tensor] | None = None  # the seed, and a hash of it and each row
+        self._key: Tensor | None = None  # a hash of seed, row and episode, [N]
 
     def share(self) -> None:
         """From now on every environment sees the numbers of the first, e.g. the same starts."""
         self._env.fill_(1)
+        self._stream = self._key = None
 
     def begin(self, mask: Tensor) -> None:
         """Start the next episode of the environments in `mask` (bool [N]); draws restart at 0."""
         self.episode += mask
-        self._draws = 0
+        self._draws, self._key = 0, None
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform float32 draws in [low, high), [N, *shape]."""
         count = int(np.prod(shape, dtype=int))
         draw = torch.arange(self._draws, self._draws + count, device=self.episode.device) + 1
         self._draws += count
-        seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
-        key = _mix(_mix(_mix(seed) + self._env * _GOLDEN) + self.episode * _GOLDEN)
-        bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
+        if self._stream is None or self._stream[0] != self.seed:
+            seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
+            self._stream = self.seed, _mix(_mix(seed) + self._env * _GOLDEN)
+        if self._key is None:
+            self._key = _mix(self._stream[1] + self.episode * _GOLDEN)
+        bits = (_mix(self._key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # exact in float32
         unit = bits.to(torch.float32) / 2**24
         return (low + (high - low) * unit).view(-1, *shape)
 
@@ -92,7 +98,7 @@ class CounterRNG:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
-        self.seed = state["seed"]
+        self.seed, self._key = state["seed"], None
         self.episode.copy_(state["episode"])
 
 

@@ -84,7 +84,7 @@ def test_64_environments_equal_64_single_ones(id: str) -> None:
     together = [obs, *(env.step(action)[0] for action in batch)]
     for i in range(0, 64, 7):
         single = make(id, 1)
-        single.rng._env.fill_(i + 1)  # the noise of row i
+        single.rng._env, single.rng._stream = torch.tensor([i + 1]), None  # the noise of row i
         alone = [single.reset(seed=3)[0], *(single.step(action[i : i + 1])[0] for action in batch)]
         for a, b in zip(together, alone, strict=True):
             assert torch.equal(a[i], b[0])
