@@ -108,6 +108,17 @@ class Ours:
         self.run()
         return self.num_envs * self.steps / (time.process_time() - start)
 
+    def bare(self) -> float:
+        """The engine's, with the same states and controls and nothing around it."""
+        batch = Batch(self.env.sim.model, self.num_envs, 1)
+        batch.state[:] = self.start["state"]["rows"].numpy()
+        ctrl = torch.from_numpy(batch.bind("ctrl"))
+        start = time.process_time()
+        for action in self.actions:
+            ctrl.copy_(action)
+            batch.step(None, self.env.task.frame_skip)
+        return self.num_envs * self.steps / (time.process_time() - start)
+
     def limit(self) -> float:
         """The C loop's."""
         return self.num_envs * self.steps / run_limit(*self._limit)[0]
@@ -171,6 +182,8 @@ def half_cheetah(rounds: int, folder: Path) -> list[dict[str, Any]]:
         values = paired(rounds, ours[num_envs].rate, ours[num_envs].limit)
         rows.append(row("half-cheetah", num_envs, values, "C loop of mj_step", target))
     best = ours[512]
+    values = paired(rounds, best.rate, best.bare)  # what task, resets and checks cost
+    rows.append(row("half-cheetah", 512, values, "mujoco.batch alone", 0.95))
     fork = ", start_method='fork'"
     for peer, setup, batch, steps, target in (
         ("Gymnasium SyncVectorEnv(64)", GYMNASIUM.format(kind="SyncVectorEnv"), 64, 100, 1.9),

@@ -40,6 +40,7 @@ class Locomotion(Task):
     asset: str
     control_cost: float
     max_episode_steps = 1000
+    observation_bound = 1e6  # finite, as environment checkers ask; far beyond what occurs
     reset_noise: float = 0.1
     normal_velocity: bool = True
     hidden: int = 1

@@ -319,7 +319,7 @@ class MujocoEnv(BatchedEnv):
         self.reward_names, self.skill_columns = task.reward_names, task.skill_columns
         self.dt = float(model.opt.timestep) * task.frame_skip
         # Without early ends the host knows when episodes end, and need not reset at every step.
-        self._clock = None
+        self._clock: np.ndarray | None = None
         if self.sim.device.type != "cpu" and not task.terminates:
             self._clock = np.zeros(num_envs, np.int64)
         bound = task.observation_bound
@@ -382,14 +382,15 @@ class MujocoEnv(BatchedEnv):
             ValueError: not a field, one that gives the model its structure, a wrong shape, or a
                 value that is not finite. Nothing has been changed then.
         """
+        rows: Tensor | None = None
         if mask is not None:
-            mask = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
-            if mask.shape != (self.num_envs,):
-                raise ValueError(f"mask: expected shape ({self.num_envs},), got {(*mask.shape,)}")
+            rows = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+            if rows.shape != (self.num_envs,):
+                raise ValueError(f"mask: expected shape ({self.num_envs},), got {(*rows.shape,)}")
         values = {name: self._param(name, value) for name, value in params.items()}
-        self.sim.set_params(values, mask)
+        self.sim.set_params(values, rows)
         if self.task.fresh:
-            self.sim.forward(mask)
+            self.sim.forward(rows)
 
     def _param(self, name: str, value: Any) -> Tensor:
         default = _model_field(self.sim.model, name)
@@ -457,7 +458,8 @@ class MujocoEnv(BatchedEnv):
             if not self.sim.model.ncam:
                 raise ValueError("render: the model has no camera")
             camera = self.sim.model.camera(0).name
-        return self.sim.render(camera, tuple(resolution), kind, shadows)
+        height, width = resolution
+        return self.sim.render(str(camera), (height, width), kind, shadows)
 
 
 def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:

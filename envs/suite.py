@@ -75,6 +75,7 @@ class SuiteTask(Task):
 
     domain: str
     max_episode_steps = 1000
+    observation_bound = 1e6  # finite, as environment checkers ask; far beyond what occurs
     terminates = False
     fresh = True
     total_mass: float | None = None
@@ -405,7 +406,7 @@ class Finger(SuiteTask):
 
     def to_target(self) -> tuple[Tensor, Tensor]:
         """Target seen from the hinge [N, 2], and distance of the tip to its surface [N, 1] [m]."""
-        assert self.target is not None
+        assert self.target is not None and self.radius is not None
         target = self.target[:, ::2] - self.hinge[:, ::2]
         offset = target - (self.tip - self.hinge)[:, ::2]
         return target, offset.norm(dim=1, keepdim=True) - self.radius
