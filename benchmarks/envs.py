@@ -73,9 +73,9 @@ def chart(rows: list[dict[str, str]], path: Path) -> None:
     for y, row in enumerate(rows):
         ratio = float(row["ratio"])
         axes.barh(y, ratio - 0.01, left=0.01, color=colours[row["part"]], height=0.7)
-        axes.text(ratio * 1.05, y, f"{ratio:.2g}", va="center", fontsize=7)
-        if row["target"]:
-            target = float(row["target"])
+        target = float(row["target"] or 0)
+        axes.text(max(ratio, target, 1) * 1.05, y, f"{ratio:.2g}", va="center", fontsize=7)
+        if target:
             axes.plot([target] * 2, [y - 0.45, y + 0.45], color="black", linewidth=1.5)
     labels = [f"{row['what']}, {row['num_envs']} | {row['peer']}" for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
@@ -84,8 +84,8 @@ def chart(rows: list[dict[str, str]], path: Path) -> None:
     axes.set_xlim(0.1, max(float(row["ratio"]) for row in rows) * 2)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(
-        "speed relative to the peer; red: as fast as it (with a C loop as the peer: the physical "
-        "limit), black: target",
+        "speed relative to the peer (log); black: target; red: as fast as the peer,\n"
+        "which is the physical limit where the peer is the C loop",
         fontsize=8,
     )
     figure.savefig(path, dpi=130)

@@ -17,6 +17,7 @@ import mujoco
 import numpy as np
 import torch
 from common import Peer, compile_limit, foreign_python, run_limit
+from mujoco.batch import Batch
 
 import envs
 
