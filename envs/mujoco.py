@@ -37,7 +37,6 @@ _FOLLOWS = (
     *("light_pos0", "light_poscom0", "light_dir0"),
 )
 """What `mj_setConst` computes of cameras and lights."""
-_NO_ACTUATION = mujoco.mjtDisableBit.mjDSBL_ACTUATION.value
 
 
 class BatchedSim(Protocol):
@@ -80,8 +79,7 @@ class BatchedSim(Protocol):
 
         Args:
             mask: bool [N].
-            forces: also sensors that depend on forces and accelerations, as they are before any
-                actuator acts.
+            forces: also sensors that depend on forces and accelerations, with `ctrl` as it is.
         """
         ...
 
@@ -155,14 +153,7 @@ class MjBatchSim:
 
     def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
         """See `BatchedSim`."""
-        ids = self._ids(mask)
-        if not forces:
-            self._batch.forward(ids, _VEL)
-            return
-        flags = self._batch.expand("opt.disableflags")
-        flags |= _NO_ACTUATION
-        self._batch.forward(ids, _ACC)
-        flags &= ~_NO_ACTUATION
+        self._batch.forward(self._ids(mask), _ACC if forces else _VEL)
 
     def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
         """See `BatchedSim`."""

@@ -232,15 +232,9 @@ class MjWarpSim:
             return
         sensors = self.field("sensordata")
         kept = sensors.clone()
-        self._run("forces", self._derive_forces)
+        self._run("forces", lambda: mjw.forward(self._model, self._data))
         if mask is not None:
             sensors.copy_(_where(mask, sensors, kept))
-
-    def _derive_forces(self) -> None:
-        flags = self._model.opt.disableflags
-        self._model.opt.disableflags = flags | int(mujoco.mjtDisableBit.mjDSBL_ACTUATION)
-        mjw.forward(self._model, self._data)
-        self._model.opt.disableflags = flags
 
     def _run(self, key: Hashable, work: Callable[[], None]) -> None:
         # a graph holds the addresses of its arrays: another one once a field has its own
