@@ -160,6 +160,9 @@ class Ant(Locomotion):
 
     Gymnasium measures velocity where the torso was at the last evaluation of the dynamics, a stage
     of the Runge-Kutta step short of the state, and so does this.
+
+    On mujoco_warp the friction of its feet differs from C MuJoCo's: the two lay the axes of a
+    capsule's friction pyramid differently. Without contact they agree.
     """
 
     asset = "ant.xml"
