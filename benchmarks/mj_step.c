@@ -1,6 +1,8 @@
-// The limit that `tabletop` is measured against: mj_step in a bare loop, one hot mjData, no Python.
+// The limit that batched environments are measured against: mj_step in a bare loop, one hot mjData,
+// no Python.
 // Usage: mj_step model.mjb input.bin nsim nsteps frame_skip
-// input.bin: float64 qpos[nsim][nq], then ctrl[nsteps][nsim][nu]. Prints CPU seconds and a checksum.
+// input.bin: float64 state[nsim][mjSTATE_INTEGRATION], then ctrl[nsteps][nsim][nu]. Prints CPU seconds
+// and the sum of all final qpos.
 #include <mujoco/mujoco.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,16 +21,17 @@ int main(int argc, char** argv) {
   FILE* file = fopen(argv[2], "rb");
   if (!m || !file) return fprintf(stderr, "cannot read the model or the input\n"), 2;
   int nsim = atoi(argv[3]), nsteps = atoi(argv[4]), skip = atoi(argv[5]);
-  size_t nq = (size_t)nsim * m->nq, nu = (size_t)nsteps * nsim * m->nu;
-  double* qpos = malloc(nq * sizeof(double));
+  int size = mj_stateSize(m, mjSTATE_INTEGRATION);
+  size_t ns = (size_t)nsim * size, nu = (size_t)nsteps * nsim * m->nu;
+  double* state = malloc(ns * sizeof(double));
   double* ctrl = malloc(nu * sizeof(double));
-  if (fread(qpos, 8, nq, file) != nq || fread(ctrl, 8, nu, file) != nu)
+  if (fread(state, 8, ns, file) != ns || fread(ctrl, 8, nu, file) != nu)
     return fprintf(stderr, "input.bin is too short\n"), 2;
   mjData* d = mj_makeData(m);
   double checksum = 0, start = cpu_seconds();
   for (int i = 0; i < nsim; i++) {
     mj_resetData(m, d);
-    memcpy(d->qpos, qpos + (size_t)i * m->nq, m->nq * sizeof(double));
+    mj_setState(m, d, state + (size_t)i * size, mjSTATE_INTEGRATION);
     for (int t = 0; t < nsteps; t++) {
       memcpy(d->ctrl, ctrl + ((size_t)t * nsim + i) * m->nu, m->nu * sizeof(double));
       for (int k = 0; k < skip; k++) mj_step(m, d);

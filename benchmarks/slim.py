@@ -13,12 +13,8 @@ with 95 % bootstrap intervals over seeds (Agarwal et al. 2021), computed by scip
 
 from __future__ import annotations
 
-import csv
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,6 +25,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from common import write_csv  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "slim"
 RUNS = ROOT / "runs" / "benchmark" / "slim"
 
@@ -315,42 +314,6 @@ def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
         for _ in pool.map(one, runs):
             bar.update()
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-    note(path.name)
-
-
-def note(name: str) -> None:
-    """Command, versions and date of a result, in README.md beside it."""
-    path = RESULTS / "README.md"
-    lines = (
-        path.read_text().splitlines() if path.exists() else ["# Results of benchmarks/slim.py", ""]
-    )
-    packages = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy", "scipy")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    entry = (
-        f"- `{name}`: `python benchmarks/slim.py {' '.join(sys.argv[1:])}`, "
-        f"{datetime.date.today()}, Python {platform.python_version()}, {versions}; "
-        f"{os.cpu_count()} processors, {processor}, one torch thread per process"
-    )
-    lines = [line for line in lines if not line.startswith(f"- `{name}`:")] + [entry]
-    path.write_text("\n".join(lines) + "\n")
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+from common import compile_limit, foreign_python, run_limit
 
 import envs
 from agents import SLIM
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, ROUNDS = 50, 7
 FETCH = """
 import sys, time, gymnasium, gymnasium_robotics
@@ -37,20 +36,6 @@ for line in sys.stdin:
 """
 
 
-def compile_limit(folder: Path) -> Path:
-    """The C loop, against the MuJoCo library that the Python package ships."""
-    package = Path(mujoco.__file__).parent
-    library = next(package.glob("libmujoco.so*"))
-    binary = folder / "mj_step"
-    subprocess.run(
-        ["cc", "-O3", "-march=native", f"-I{package / 'include'}",
-         str(ROOT / "benchmarks" / "mj_step.c"), str(library), f"-Wl,-rpath,{package}",
-         "-o", str(binary)],
-        check=True,
-    )  # fmt: skip
-    return binary
-
-
 def record(num_envs: int, folder: Path) -> tuple[Any, list[torch.Tensor]]:
     """The model, start states and controls of one random episode, for the C loop to repeat."""
     arguments = {"start": "easy", "num_threads": 1, "horizon": STEPS + 1}  # no reset on the way
@@ -60,7 +45,7 @@ def record(num_envs: int, folder: Path) -> tuple[Any, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     actions = [torch.rand(num_envs, 5, generator=generator) * 2 - 1 for _ in range(STEPS)]
     with (folder / "input.bin").open("wb") as file:
-        file.write(sim.qpos.numpy().tobytes())
+        file.write(sim.state()["rows"].numpy().tobytes())
         for action in actions:
             env.step(action)
             file.write(np.ascontiguousarray(sim.ctrl.numpy()).tobytes())
@@ -90,12 +75,7 @@ def against_limit(binary: Path, folder: Path, num_envs: int) -> list[dict[str, A
         for action in actions:
             env.step(action)
         ours.append(num_envs * STEPS / (time.process_time() - start))
-        out = subprocess.run(
-            [str(binary), str(folder / "model.mjb"), str(folder / "input.bin"), str(num_envs),
-             str(STEPS), str(env.task.frame_skip)],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-        seconds, checksum = map(float, out.split())
+        seconds, checksum = run_limit(binary, folder, num_envs, STEPS, env.task.frame_skip)
         if abs(checksum - float(env.sim.qpos.sum())) > 1e-6:
             raise RuntimeError("the C loop and the environment did not simulate the same thing")
         limit.append(num_envs * STEPS / seconds)
@@ -109,13 +89,10 @@ def against_limit(binary: Path, folder: Path, num_envs: int) -> list[dict[str, A
 
 def against_fetch(folder: Path) -> list[dict[str, Any]]:
     """gymnasium-robotics in its own environment: it does not run with our MuJoCo."""
-    python = ROOT / ".venv-fetch" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
-        packages = ["gymnasium-robotics==1.4.2", "mujoco==3.3.7", "gymnasium<1.3", "numpy"]
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+    packages = ["gymnasium-robotics==1.4.2", "mujoco==3.3.7", "gymnasium<1.3", "numpy"]
+    python = foreign_python("fetch", packages)
     peer = subprocess.Popen(
-        [str(python), "-c", FETCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python, "-c", FETCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert peer.stdin
     assert peer.stdout

@@ -63,15 +63,18 @@ class CounterRNG:
         self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._env = torch.arange(1, num_envs + 1, dtype=torch.int64, device=device)  # mix(0) is 0
         self._draws, self._ahead = 0, 0
+        self._stream: tuple[int, Tensor] | None = None  # the seed, and a hash of it and each row
+        self._key: Tensor | None = None  # a hash of seed, row and episode, [N]
 
     def share(self) -> None:
         """From now on every environment sees the numbers of the first, e.g. the same starts."""
         self._env.fill_(1)
+        self._stream = self._key = None
 
     def begin(self, mask: Tensor) -> None:
         """Start the next episode of the environments in `mask` (bool [N]); draws restart at 0."""
         self.episode += mask
-        self._draws, self._ahead = 0, 0
+        self._draws, self._ahead, self._key = 0, 0, None
 
     def advance(self) -> None:
         """Go on to the next step's numbers, which belong to `elapsed + 1`; draws restart at 0."""
@@ -82,9 +85,13 @@ class CounterRNG:
         count = int(np.prod(shape, dtype=int))
         draw = torch.arange(self._draws, self._draws + count, device=self.episode.device) + 1
         self._draws += count
-        seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
-        key = _mix(_mix(_mix(seed) + self._env * _GOLDEN) + self.episode * _GOLDEN)
-        key += ((self.elapsed + self._ahead) << 32) * _GOLDEN  # 2^32 draws lie between two steps
+        if self._stream is None or self._stream[0] != self.seed:
+            seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
+            self._stream = self.seed, _mix(_mix(seed) + self._env * _GOLDEN)
+        if self._key is None:
+            self._key = _mix(self._stream[1] + self.episode * _GOLDEN)
+        # 2^32 draws lie between two steps
+        key = self._key + ((self.elapsed + self._ahead) << 32) * _GOLDEN
         bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
         unit = bits.to(torch.float32) / 2**24
         return (low + (high - low) * unit).view(-1, *shape)
@@ -100,7 +107,7 @@ class CounterRNG:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
-        self.seed = state["seed"]
+        self.seed, self._key = state["seed"], None
         self.episode.copy_(state["episode"])
 
 
@@ -228,6 +235,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if self._same_step > before and bool(self._ended.any()):  # nobody would begin them
             self._restart(self._ended.clone())
             self._ended.zero_()
+        self._synchronise()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -279,8 +287,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.elapsed += 1
         if not self._same_step:
             reward, terminated, info = self._begin_late(reward, terminated, info)
-        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
-        done = terminated | truncated
+        done = terminated | (self.elapsed >= self.max_episode_steps)
+        truncated = done ^ terminated
         obs = self._observe()
         context = self.context()
         info["final_obs"], info["_final_obs"] = obs, done
@@ -288,11 +296,18 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             info["final_info"] = context
         if not self._same_step:
             self._ended.copy_(done)
-        elif self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
+        elif self._may_restart(done):
             self._restart(done)
             obs, context = self._observe(), self.context()
         info |= context
         return obs, reward, terminated, truncated, info
+
+    def _may_restart(self, done: Tensor) -> bool:
+        """Whether a row of `done` may be set; looking would make the host wait for a GPU."""
+        return self.device.type != "cpu" or bool(done.any())
+
+    def _synchronise(self) -> None:
+        """Called after `elapsed` was set from outside of `step`, for what follows it; may wait."""
 
     def _restart(self, mask: Tensor) -> None:
         self.rng.begin(mask)

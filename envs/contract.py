@@ -274,6 +274,7 @@ class _Checker:
         """Rows reach their limit one after the other, from 2 steps ahead."""
         ahead = torch.arange(self.env.num_envs, device=self.env.device) * 2 + 2
         self.env.elapsed.copy_((self.env.max_episode_steps - ahead).clamp(min=0))
+        self.env._synchronise()
         if hasattr(self, "count"):
             self.count = self.env.elapsed.cpu().clone()
 

@@ -6,7 +6,10 @@ A `Task` is torch-only, branch-free code over full batches and is written once f
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
@@ -19,6 +22,21 @@ from torch import Tensor
 from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
+Kind = Literal["rgb", "depth", "segmentation"]
+
+_NONE, _VEL, _ACC = (
+    stage.value
+    for stage in (
+        mujoco.mjtStage.mjSTAGE_NONE,
+        mujoco.mjtStage.mjSTAGE_VEL,
+        mujoco.mjtStage.mjSTAGE_ACC,
+    )
+)
+_FOLLOWS = (
+    *("cam_pos0", "cam_poscom0", "cam_mat0"),
+    *("light_pos0", "light_poscom0", "light_dir0"),
+)
+"""What `mj_setConst` computes of cameras and lights."""
 
 
 class BatchedSim(Protocol):
@@ -41,8 +59,8 @@ class BatchedSim(Protocol):
         """Live view [N, ...] of a derived `MjData` field such as `sensordata` or `xpos`."""
         ...
 
-    def step(self, nstep: int, fresh: bool = False) -> None:
-        """Advance by `nstep` physics steps with `ctrl` held.
+    def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
+        """Advance by `nstep` physics steps with `ctrl` held, all rows or those in `mask`.
 
         Derived fields then describe the state one substep ago, as after `mj_step`; `fresh=True`
         recomputes those that depend on position and velocity.
@@ -56,8 +74,13 @@ class BatchedSim(Protocol):
         """Put the simulations in `mask` (bool [N]) in the model's default state."""
         ...
 
-    def forward(self, mask: Tensor | None = None) -> None:
-        """Recompute derived fields from the state, of the rows in `mask` or of all."""
+    def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
+        """Recompute derived fields from the state, of the rows in `mask` or of all.
+
+        Args:
+            mask: bool [N].
+            forces: also sensors that depend on forces and accelerations, with `ctrl` as it is.
+        """
         ...
 
     def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
@@ -75,8 +98,10 @@ class BatchedSim(Protocol):
         """
         ...
 
-    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
-        """Images uint8 [N, 3, height, width] of all simulations; resolution (height, width)."""
+    def render(
+        self, camera: str, resolution: tuple[int, int], kind: Kind = "rgb", shadows: bool = True
+    ) -> Tensor:
+        """Pictures [N, C, height, width] of all simulations; see `MujocoEnv.render`."""
         ...
 
 
@@ -115,31 +140,30 @@ class MjBatchSim:
             array.flags.writeable = False
         return self._fields[name]
 
-    def step(self, nstep: int, fresh: bool = False) -> None:
+    def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
         """See `BatchedSim`."""
-        stage = mujoco.mjtStage.mjSTAGE_VEL if fresh else mujoco.mjtStage.mjSTAGE_NONE
         try:
-            self._batch.step(None, nstep, stage.value)
+            self._batch.step(self._ids(mask), nstep, _VEL if fresh else _NONE)
         except batch.SimulationError as error:
             raise SimulationError(" ".join(str(error).split())) from None
 
     def reset(self, mask: Tensor) -> None:
         """See `BatchedSim`."""
-        self._batch.reset(self._ids(mask), stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self._batch.reset(self._ids(mask), stage=_NONE)
 
-    def forward(self, mask: Tensor | None = None) -> None:
+    def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
         """See `BatchedSim`."""
-        self._batch.forward(
-            None if mask is None else self._ids(mask), mujoco.mjtStage.mjSTAGE_VEL.value
-        )
+        self._batch.forward(self._ids(mask), _ACC if forces else _VEL)
 
     def set_params(self, params: dict[str, Tensor], mask: Tensor | None = None) -> None:
         """See `BatchedSim`."""
         rows = slice(None) if mask is None else mask.numpy()
         for name, value in params.items():
             self._batch.expand(name)[rows] = value.numpy()[rows]
-        self._batch.set_const(None if mask is None else self._ids(mask))
+        self._batch.set_const(self._ids(mask))
         self._params |= params.keys()
+        for renderer in self._renderers.values():
+            renderer.set_params(self._visible())
 
     def state(self) -> dict[str, Tensor]:
         """See `BatchedSim`: one row per simulation, warm start included."""
@@ -149,18 +173,29 @@ class MjBatchSim:
     def check_overflow(self) -> None:
         """See `BatchedSim`: C MuJoCo allocates what it needs."""
 
-    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+    def render(
+        self, camera: str, resolution: tuple[int, int], kind: Kind = "rgb", shadows: bool = True
+    ) -> Tensor:
         """See `BatchedSim`: ray-traced by mujoco_warp, so that no OpenGL is needed."""
         from envs.warp import Renderer  # compiles kernels: only for those who look
 
-        key = (camera, resolution)
+        key = (camera, resolution, kind, shadows)
         if key not in self._renderers:
-            self._renderers[key] = Renderer(self.model, self.num_envs, camera, resolution)
-        return self._renderers[key].render(self.qpos, self.mocap_pos)
+            self._renderers[key] = Renderer(
+                self.model, self.num_envs, *key[:2], shadows=shadows, kind=kind
+            )
+            self._renderers[key].set_params(self._visible())
+        mocap_quat = torch.from_numpy(self._batch.bind("mocap_quat"))
+        return self._renderers[key].render(self.qpos, self.mocap_pos, mocap_quat)
+
+    def _visible(self) -> dict[str, Tensor]:
+        """Fields given to `set_params`, and what places cameras and lights in consequence."""
+        names = self._params | (set(_FOLLOWS) if self._params else set())
+        return {name: torch.from_numpy(self._batch.expand(name)) for name in names}
 
     @staticmethod
-    def _ids(mask: Tensor) -> np.ndarray:
-        return mask.nonzero().squeeze(1).to(torch.int32).numpy()
+    def _ids(mask: Tensor | None) -> np.ndarray | None:
+        return None if mask is None else mask.numpy()  # Batch takes a bool [N] as well
 
 
 def make_sim(
@@ -190,8 +225,11 @@ class Task:
 
     Attributes:
         frame_skip: physics steps per control step.
+        terminates: whether an episode may end before `max_episode_steps`.
         max_episode_steps: control steps after which an episode is truncated.
         fresh: whether `observe` or `reward` read derived fields of the current state.
+        forces: whether they read sensors of forces or accelerations, such as touch. After a step
+            these are a substep old; after a reset they are what they are without actuation.
         observation_size: D.
         observation_bound: of the observation space; no observation is larger in magnitude.
         reward_names, skill_columns: see `BatchedEnv`.
@@ -199,7 +237,9 @@ class Task:
 
     frame_skip: int
     max_episode_steps: int
+    terminates: bool = True
     fresh: bool = False
+    forces: bool = False
     observation_size: int
     observation_bound: float = np.inf
     reward_names: tuple[str, ...] = ("reward",)
@@ -269,6 +309,10 @@ class MujocoEnv(BatchedEnv):
         self.max_episode_steps = task.max_episode_steps
         self.reward_names, self.skill_columns = task.reward_names, task.skill_columns
         self.dt = float(model.opt.timestep) * task.frame_skip
+        # Without early ends the host knows when episodes end, and need not reset at every step.
+        self._clock: np.ndarray | None = None
+        if self.sim.device.type != "cpu" and not task.terminates:
+            self._clock = np.zeros(num_envs, np.int64)
         bound = task.observation_bound
         observation_space = gym.spaces.Box(-bound, bound, (task.observation_size,), np.float32)
         super().__init__(num_envs, observation_space, task.action_space(model), device, seed)
@@ -278,7 +322,7 @@ class MujocoEnv(BatchedEnv):
         self.sim.reset(mask)
         self.task.sample_reset(self.sim, self.rng, mask)
         if self.task.fresh:
-            self.sim.forward(mask)
+            self.sim.forward(mask, self.task.forces)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         self.task.control(self.sim, action)
@@ -289,25 +333,159 @@ class MujocoEnv(BatchedEnv):
     def _observe(self) -> Tensor:
         return self.task.observe(self.sim)
 
+    def _may_restart(self, done: Tensor) -> bool:
+        if self._clock is None:
+            return super()._may_restart(done)
+        self._clock += 1
+        ended = self._clock >= self.max_episode_steps
+        self._clock[ended] = 0
+        return bool(ended.any())
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `BatchedEnv.reset`."""
+        result = super().reset(seed=seed, options=options)
+        self._synchronise()
+        return result
+
+    def _synchronise(self) -> None:
+        """See `BatchedEnv`."""
+        if self._clock is not None:
+            self._clock = self.elapsed.cpu().numpy().copy()
+
     def _state(self) -> dict[str, Tensor]:
-        return self.sim.state() | {f"task.{k}": v for k, v in self.task.state().items()}
+        # sensors of forces describe the last substep: the state alone does not give them back
+        sensors = {"sensordata": self.sim.field("sensordata")} if self.task.forces else {}
+        return self.sim.state() | sensors | {f"task.{k}": v for k, v in self.task.state().items()}
+
+    def set_params(self, params: Mapping[str, Any], mask: Tensor | None = None) -> None:
+        """Give fields of the model one value per environment, e.g. `{"body_mass": [N, nbody]}`.
+
+        What MuJoCo derives from them follows (`mj_setConst`), pictures do, and `state_dict` holds
+        them. They stay until they are set again.
+
+        Args:
+            params: names of `MjModel` fields, or `opt.<name>`, with values [N, *shape of the
+                field]: tensors or arrays.
+            mask: bool [N], the environments to change; all if None.
+
+        Raises:
+            ValueError: not a field, one that gives the model its structure, a wrong shape, or a
+                value that is not finite. Nothing has been changed then.
+        """
+        rows: Tensor | None = None
+        if mask is not None:
+            rows = torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+            if rows.shape != (self.num_envs,):
+                raise ValueError(f"mask: expected shape ({self.num_envs},), got {(*rows.shape,)}")
+        values = {name: self._param(name, value) for name, value in params.items()}
+        self.sim.set_params(values, rows)
+        if self.task.fresh:
+            self.sim.forward(rows)
+
+    def _param(self, name: str, value: Any) -> Tensor:
+        default = _model_field(self.sim.model, name)
+        value = torch.as_tensor(value, device=self.device)
+        expected = (self.num_envs, *default.shape)
+        if value.shape != expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {(*value.shape,)}")
+        finite = torch.isfinite(value).view(self.num_envs, -1).all(1)
+        if not bool(finite.all()):
+            raise ValueError(f"{name}: not finite in environment {int((~finite).nonzero()[0])}")
+        return value
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchedEnv`; derived fields are recomputed from the restored state."""
         prefix = "model."
-        params = {
-            k.removeprefix(prefix): v for k, v in state["state"].items() if k.startswith(prefix)
-        }
+        saved = {k[len(prefix) :]: v for k, v in state["state"].items() if k.startswith(prefix)}
+        for name in self.sim.state():  # what has been set here since is back to the model's value
+            if name.startswith(prefix) and name not in state["state"]:
+                default = torch.as_tensor(_model_field(self.sim.model, name[len(prefix) :]))
+                saved[name[len(prefix) :]] = default.expand(self.num_envs, *default.shape)
+        params = {name: value.to(self.device) for name, value in saved.items()}
+        if any(len(value) != self.num_envs for value in params.values()):
+            raise ValueError(f"environment state: expected {self.num_envs} environments")
         if params:
-            self.sim.set_params({k: v.to(self.device) for k, v in params.items()})
-        super().load_state_dict(state)
+            self.sim.set_params(params)
+        restored = {prefix + name: value for name, value in params.items()} | state["state"]
+        super().load_state_dict({**state, "state": restored})
         if self.task.fresh:
             self.sim.forward()
+        if self.task.forces:
+            self.sim.field("sensordata").copy_(state["state"]["sensordata"])
+        self._synchronise()
 
     def check(self) -> None:
         """See `BatchedEnv`."""
         self.sim.check_overflow()
 
-    def render(self, camera: str = "main", resolution: tuple[int, int] = (240, 320)) -> Tensor:  # type: ignore[override]
-        """Images of all environments, uint8 [N, 3, height, width]; resolution (height, width)."""
-        return self.sim.render(camera, resolution)
+    def render(  # type: ignore[override]
+        self,
+        camera: str | None = None,
+        resolution: tuple[int, int] = (240, 320),
+        kind: Kind = "rgb",
+        shadows: bool = True,
+    ) -> Tensor:
+        """Pictures of all environments, ray-traced at once, without OpenGL; a fresh tensor.
+
+        Colours, lights and cameras given to `set_params` (`geom_rgba`, `mat_rgba`, `light_pos`,
+        `light_diffuse`, `cam_pos`, `cam_fovy`, ...) are each environment's own.
+
+        Args:
+            camera: name of the camera; the model's first if None.
+            resolution: height and width.
+            kind: 'rgb', 'depth' or 'segmentation'.
+            shadows: whether lights cast shadows.
+
+        Returns:
+            rgb: uint8 [N, 3, height, width]. depth: float32 [N, 1, height, width], along the
+            camera's axis [m], 0 where there is nothing. segmentation: int32 [N, 2, height, width],
+            index and `mjtObj` type of what is seen, -1 where there is nothing.
+
+        Raises:
+            ValueError: the model has no such camera, or an unknown kind.
+        """
+        if camera is None:
+            if not self.sim.model.ncam:
+                raise ValueError("render: the model has no camera")
+            camera = self.sim.model.camera(0).name
+        height, width = resolution
+        return self.sim.render(str(camera), (height, width), kind, shadows)
+
+
+def _model_field(model: mujoco.MjModel, name: str) -> np.ndarray:
+    """The value of a field whose values may differ between simulations."""
+    if name not in batch.MODEL_FIELDS:
+        close = difflib.get_close_matches(name, batch.MODEL_FIELDS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name!r} is not a field of MjModel that can differ{hint}")
+    owner, attribute = (model.opt, name[4:]) if name.startswith("opt.") else (model, name)
+    value = np.asarray(getattr(owner, attribute))
+    if value.dtype.kind != "f":
+        raise ValueError(f"{name!r} gives the model its structure: it cannot differ")
+    return value
+
+
+def factory(task: Callable[[], Task]) -> Callable[..., MujocoEnv]:
+    """The entry of `ENVS` for a task without arguments of its own."""
+
+    def make(
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        backend: Backend = "auto",
+        num_threads: int = 0,
+    ) -> MujocoEnv:
+        return MujocoEnv(task(), num_envs, device, seed, backend, num_threads)
+
+    arguments = """Args:
+    num_envs: N.
+    device: 'cpu' or a CUDA device.
+    seed: of the start states.
+    backend: 'auto', 'batch' (C MuJoCo) or 'warp' (mujoco_warp).
+    num_threads: threads of the C engine; 0 takes all processors.
+"""
+    make.__doc__ = f"{inspect.getdoc(getattr(task, 'func', task))}\n\n{arguments}"
+    return make

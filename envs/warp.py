@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import mujoco
 import torch
@@ -19,6 +20,7 @@ import warp as wp
 from torch import Tensor
 
 from envs.base import SimulationError
+from envs.mujoco import Kind
 
 wp.config.log_level = wp.LOG_WARNING  # before mujoco_warp initialises Warp
 
@@ -40,8 +42,9 @@ _DERIVED = (
 """What `mjw.set_const` computes; where one of these is shared, it takes world 0's value."""
 
 _PER_WORLD = {
-    field.name
-    for field in dataclasses.fields(mjw.Model)
+    prefix + field.name
+    for prefix, owner in (("", mjw.Model), ("opt.", mjw.Option))
+    for field in dataclasses.fields(owner)
     if getattr(field.type, "shape", ())[:1] == ("*",)
 }
 
@@ -70,11 +73,33 @@ def default_capacities(model: mujoco.MjModel) -> tuple[int, int]:
     return max(nconmax, 1), max(njmax + 6 * model.neq, 1)
 
 
-def _put_model(model: mujoco.MjModel) -> mjw.Model:
-    # mujoco_warp never resets a diverged simulation by itself, yet rejects the flag that says so
-    model = copy.copy(model)
-    model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
-    return mjw.put_model(model)
+class _Model:
+    """A `mjw.Model` whose fields may differ between simulations.
+
+    Attributes:
+        warp: the model.
+        fields: live views [N, ...] of the fields that do, by name.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int) -> None:
+        # mujoco_warp never resets a diverged simulation by itself, yet rejects the flag for that
+        model = copy.copy(model)
+        model.opt.disableflags &= ~int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+        self.warp, self.fields = mjw.put_model(model), {}
+        self._num_envs = num_envs
+
+    def expand(self, name: str) -> Tensor:
+        """Live view [N, ...] of a field; call it where Warp uses the model's device."""
+        if name not in self.fields:
+            if name not in _PER_WORLD:
+                raise ValueError(f"{name!r} cannot differ between simulations in mujoco_warp")
+            option = name.startswith("opt.")
+            owner, attribute = (self.warp.opt, name[4:]) if option else (self.warp, name)
+            shared = getattr(owner, attribute)
+            array = wp.empty((self._num_envs, *shared.shape[1:]), dtype=shared.dtype)
+            self.fields[name] = wp.to_torch(array).copy_(wp.to_torch(shared))
+            setattr(owner, attribute, array)
+        return self.fields[name]
 
 
 @contextmanager
@@ -108,10 +133,6 @@ class _Launcher:
         if self._capturing is None:
             return wp.ScopedDevice("cpu")
         return wp.ScopedStream(wp.stream_from_torch(self.device))
-
-    def forget(self) -> None:
-        """Drop the graphs, which hold the addresses of the arrays they were captured with."""
-        self._graphs.clear()
 
     def __call__(self, key: Hashable, work: Callable[[], None]) -> None:
         """Run `work`, which always does the same launches for the same `key`."""
@@ -156,7 +177,8 @@ class MjWarpSim:
         self._launch = _Launcher(device)
         self.device = self._launch.device
         with self._launch.scope():
-            self._model = _put_model(model)
+            self._fields = _Model(model, num_envs)
+            self._model = self._fields.warp
             self._model.opt.warn_overflow = 0  # printing from kernels serialises them
             self._data = mjw.make_data(model, num_envs, nconmax=self.nconmax, njmax=self.njmax)
             self._reset_rows = wp.zeros(num_envs, dtype=bool)
@@ -166,16 +188,16 @@ class MjWarpSim:
         self._reset_mask = wp.to_torch(self._reset_rows)
         self._latest_overflow = self.field("overflow")
         self._overflow = torch.zeros_like(self._latest_overflow)
-        self._params: dict[str, Tensor] = {}
-        self._renderers: dict[tuple[str, tuple[int, int]], Renderer] = {}
+        self._renderers: dict[Any, Renderer] = {}
 
     def field(self, name: str) -> Tensor:
         """See `BatchedSim`; 3x3 matrices have nine columns, as in `MjData`."""
-        view = wp.to_torch(getattr(self._data, name))
-        return view.flatten(-2) if view.shape[-2:] == (3, 3) else view
+        array = getattr(self._data, name)
+        view = wp.to_torch(array)
+        return view.flatten(-2) if array.dtype is wp.mat33 else view
 
-    def step(self, nstep: int, fresh: bool = False) -> None:
-        """See `BatchedSim`."""
+    def step(self, nstep: int, fresh: bool = False, mask: Tensor | None = None) -> None:
+        """See `BatchedSim`; with a mask all rows are simulated, and the others put back."""
 
         def work() -> None:
             for _ in range(nstep):
@@ -183,19 +205,40 @@ class MjWarpSim:
             if fresh:
                 self._derive()
 
-        self._launch(("step", nstep, fresh), work)
+        if mask is None:
+            self._run(("step", nstep, fresh), work)
+            return
+        views = [self.field(name) for name in _STATE]
+        kept = [view.clone() for view in views]
+        self._run(("step", nstep, False), work)
+        for view, before in zip(views, kept, strict=True):
+            view.copy_(_where(mask, view, before))
+        if fresh:
+            self.forward()
 
     def reset(self, mask: Tensor) -> None:
         """See `BatchedSim`."""
         self._overflow |= self._latest_overflow  # which a reset clears
         self._reset_mask.copy_(mask)
-        self._launch(
-            "reset", lambda: mjw.reset_data(self._model, self._data, reset=self._reset_rows)
-        )
+        self._run("reset", lambda: mjw.reset_data(self._model, self._data, reset=self._reset_rows))
 
-    def forward(self, mask: Tensor | None = None) -> None:
-        """See `BatchedSim`; rows outside `mask` become fresh as well, which costs no time."""
-        self._launch("forward", self._derive)
+    def forward(self, mask: Tensor | None = None, forces: bool = False) -> None:
+        """See `BatchedSim`; rows outside `mask` become fresh as well, which costs no time.
+
+        Their sensors of forces stay as they are.
+        """
+        if not forces:
+            self._run("forward", self._derive)
+            return
+        sensors = self.field("sensordata")
+        kept = sensors.clone()
+        self._run("forces", lambda: mjw.forward(self._model, self._data))
+        if mask is not None:
+            sensors.copy_(_where(mask, sensors, kept))
+
+    def _run(self, key: Hashable, work: Callable[[], None]) -> None:
+        # a graph holds the addresses of its arrays: another one once a field has its own
+        self._launch((key, len(self._fields.fields)), work)
 
     def _derive(self) -> None:
         # not mjw.step1: it clears the sensors that only a full step computes, such as touch
@@ -216,30 +259,18 @@ class MjWarpSim:
                 raise ValueError(
                     f"{name}: expected shape {tuple(field.shape)}, got {tuple(value.shape)}"
                 )
-            if mask is not None:
-                rows = mask.view(-1, *(1,) * (value.dim() - 1))
-                value = torch.where(rows, value.to(field.dtype), field)
-            field.copy_(value)
+            field.copy_(value if mask is None else _where(mask, value.to(field.dtype), field))
         for name in _DERIVED:
             self._expand(name)
-        self._launch("constants", lambda: mjw.set_const(self._model, self._data))
+        self._run("constants", lambda: mjw.set_const(self._model, self._data))
 
     def _expand(self, name: str) -> Tensor:
-        """Live view [N, ...] of a field of the model, which has one value per simulation."""
-        if name not in self._params:
-            if name not in _PER_WORLD:
-                raise ValueError(f"{name!r} cannot differ between simulations in mujoco_warp")
-            shared = getattr(self._model, name)
-            with self._launch.scope():
-                array = wp.empty((self.num_envs, *shared.shape[1:]), dtype=shared.dtype)
-            self._params[name] = wp.to_torch(array).copy_(wp.to_torch(shared))
-            setattr(self._model, name, array)
-            self._launch.forget()
-        return self._params[name]
+        with self._launch.scope():
+            return self._fields.expand(name)
 
     def state(self) -> dict[str, Tensor]:
         """See `BatchedSim`: warm start, and fields given to `set_params` with what they imply."""
-        params = {f"model.{name}": value for name, value in self._params.items()}
+        params = {f"model.{name}": value for name, value in self._fields.fields.items()}
         return {name: self.field(name) for name in _STATE} | params
 
     def check_overflow(self) -> None:
@@ -260,21 +291,25 @@ class MjWarpSim:
                     f"{', ...' * (len(rows) > 8)}); give MjWarpSim a larger {limit}"
                 )
 
-    def render(self, camera: str, resolution: tuple[int, int]) -> Tensor:
+    def render(
+        self, camera: str, resolution: tuple[int, int], kind: Kind = "rgb", shadows: bool = True
+    ) -> Tensor:
         """See `BatchedSim`, and `Renderer` for what is drawn."""
-        key = (camera, resolution)
+        key = (camera, resolution, kind, shadows)
         if key not in self._renderers:
             self._renderers[key] = Renderer(
-                self.model, self.num_envs, camera, resolution, self.device
+                self.model, self.num_envs, *key[:2], self.device, shadows, kind, self._fields
             )
-        return self._renderers[key].render(self.qpos, self.mocap_pos)
+        return self._renderers[key].render(self.qpos, self.mocap_pos, self.field("mocap_quat"))
+
+
+def _where(mask: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Rows of `value` [N, ...] where `mask` (bool [N]) and of `other` elsewhere."""
+    return torch.where(mask.view(-1, *(1,) * (value.dim() - 1)), value, other)
 
 
 class Renderer:
-    """Ray-traced pictures of N simulations, without OpenGL.
-
-    Draws the model as compiled: sizes and colours do not follow `set_params`, and mocap bodies keep
-    their orientation.
+    """Ray-traced pictures of N simulations at once, without OpenGL.
 
     Args:
         model: the model.
@@ -283,9 +318,11 @@ class Renderer:
         resolution: height and width.
         device: 'cpu' or a CUDA device.
         shadows: whether lights cast shadows.
+        kind: 'rgb', 'depth' or 'segmentation'.
+        fields: what differs between the simulations; None for a model of its own, see `set_params`.
 
     Raises:
-        ValueError: the model has no such camera.
+        ValueError: the model has no such camera, or an unknown kind.
     """
 
     def __init__(
@@ -296,48 +333,89 @@ class Renderer:
         resolution: tuple[int, int],
         device: torch.device | str = "cpu",
         shadows: bool = True,
+        kind: Kind = "rgb",
+        fields: _Model | None = None,
     ) -> None:
         names = [model.camera(i).name for i in range(model.ncam)]
         if camera not in names:
             raise ValueError(f"camera={camera!r}: expected one of {names}")
-        height, width = resolution
-        self._launch = _Launcher(device)
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind={kind!r}: expected one of {get_args(Kind)}")
+        self._kind, self._launch = kind, _Launcher(device)
         with self._launch.scope():
-            self._model = _put_model(model)
+            self._fields = _Model(model, num_envs) if fields is None else fields
             self._data = mjw.make_data(model, num_envs, nconmax=1, njmax=1)  # poses only
-            self._context = mjw.create_render_context(
-                model,
-                num_envs,
-                cam_res=(width, height),
-                render_rgb=True,
-                render_depth=False,
-                render_seg=False,
-                use_shadows=shadows,
-                cam_active=[camera],
-                background_color=BACKGROUND,
-            )
-        self._qpos, self._mocap_pos = (
-            wp.to_torch(array) for array in (self._data.qpos, self._data.mocap_pos)
-        )
-        packed = wp.to_torch(self._context.rgb_data.view(wp.int32))
-        self._bgra = packed.view(torch.uint8).view(num_envs, height, width, 4)
+        self._pose = [
+            wp.to_torch(getattr(self._data, name)) for name in ("qpos", "mocap_pos", "mocap_quat")
+        ]
+        height, width = resolution
+        self._shape = (num_envs, height, width, -1)
 
-    def render(self, qpos: Tensor, mocap_pos: Tensor) -> Tensor:
-        """A fresh tensor uint8 [N, 3, height, width].
+        self._create = functools.partial(
+            mjw.create_render_context,
+            model,
+            num_envs,
+            cam_res=(width, height),
+            render_rgb=kind == "rgb",
+            render_depth=kind == "depth",
+            render_seg=kind == "segmentation",
+            use_shadows=shadows and kind == "rgb",
+            cam_active=[camera],
+            background_color=BACKGROUND,
+        )
+        self._use_lenses(own=False)
+
+    def _use_lenses(self, own: bool) -> None:
+        # The same rays in all simulations are computed once, which makes pictures a quarter faster.
+        self._own_lenses = own
+        with self._launch.scope():
+            self._context = self._create(use_precomputed_rays=not own)
+
+    def set_params(self, params: dict[str, Tensor]) -> None:
+        """Fields of the model [N, ...], among them those that follow from others.
+
+        Those that mujoco_warp shares between simulations are not looked at: they are not visible.
+        """
+        for name in params.keys() & _PER_WORLD:
+            with self._launch.scope():
+                field = self._fields.expand(name)
+            field.copy_(params[name].view(field.shape))
+
+    def render(self, qpos: Tensor, mocap_pos: Tensor, mocap_quat: Tensor | None = None) -> Tensor:
+        """A fresh tensor [N, C, height, width], which the next picture does not overwrite.
+
+        The ray tracer's buffer is read in place; the one pass over it puts colours in order.
 
         Args:
             qpos: [N, nq].
             mocap_pos: positions of mocap bodies, [N, nmocap, 3] [m].
+            mocap_quat: their orientations, [N, nmocap, 4]; as before if None.
+
+        Returns:
+            rgb: uint8, C = 3. depth: float32, C = 1, along the camera's axis [m]; 0 where a ray
+            hits nothing. segmentation: int32, C = 2, index and `mjtObj` type of what is seen; -1
+            where a ray hits nothing.
         """
-        self._qpos.copy_(qpos)
-        self._mocap_pos.copy_(mocap_pos)
-        self._launch("render", self._draw)
-        blue, green, red, _ = self._bgra.unbind(-1)
+        for buffer, value in zip(self._pose, (qpos, mocap_pos, mocap_quat), strict=True):
+            if value is not None:
+                buffer.copy_(value)
+        if not self._own_lenses and self._fields.fields.keys() & {"cam_fovy", "cam_intrinsic"}:
+            self._use_lenses(own=True)
+        self._launch((len(self._fields.fields), self._own_lenses), self._draw)
+        context = self._context
+        if self._kind == "depth":
+            return wp.to_torch(context.depth_data).view(self._shape).permute(0, 3, 1, 2).clone()
+        if self._kind == "segmentation":
+            pairs = wp.to_torch(context.seg_data).view(self._shape)
+            return pairs.permute(0, 3, 1, 2).contiguous()
+        bgra = wp.to_torch(context.rgb_data.view(wp.int32)).view(torch.uint8).view(self._shape)
+        blue, green, red, _ = bgra.unbind(-1)
         return torch.stack((red, green, blue), 1)
 
     def _draw(self) -> None:
-        mjw.kinematics(self._model, self._data)
-        mjw.com_pos(self._model, self._data)  # cameras and lights may track a centre of mass
-        mjw.camlight(self._model, self._data)
-        mjw.refit_bvh(self._model, self._data, self._context)
-        mjw.render(self._model, self._data, self._context)
+        model, data = self._fields.warp, self._data
+        mjw.kinematics(model, data)
+        mjw.com_pos(model, data)  # cameras and lights may track a centre of mass
+        mjw.camlight(model, data)
+        mjw.refit_bvh(model, data, self._context)
+        mjw.render(model, data, self._context)

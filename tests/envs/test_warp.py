@@ -309,6 +309,56 @@ def test_sim_renders_its_own_poses(pictures: Tensor, model: mujoco.MjModel) -> N
         sim.render("back", (48, 64))
 
 
+@pytest.mark.parametrize("engine", [MjBatchSim, MjWarpSim])
+def test_every_simulation_has_its_own_colours_and_camera(
+    engine: type, model: mujoco.MjModel
+) -> None:
+    sim = engine(model, 2)
+    place_for_picture(sim.qpos, sim.mocap_pos)
+    before = sim.render("front", (48, 64))
+    assert is_red(before[1]).sum() > 100
+    rgba = torch.tensor(model.geom_rgba).repeat(2, 1, 1)
+    rgba[1, -1] = torch.tensor([0, 0, 1, 1])  # the goal of the second one is blue
+    position = torch.tensor(model.cam_pos).repeat(2, 1, 1)
+    position[0, 0, 0] += 0.4  # the first one's camera moves right: the goal is in the middle
+    fovy = torch.tensor(model.cam_fovy).repeat(2, 1)
+    fovy[1, 0] = 30  # the second one's sees half as much
+    sim.set_params({"geom_rgba": rgba})
+    images = sim.render("front", (48, 64))
+    assert torch.equal(images[0], before[0])
+    assert torch.equal(is_blue(images[1]) & ~is_blue(before[1]), is_red(before[1]))
+    sim.set_params({"cam_pos": position})
+    columns = is_red(sim.render("front", (48, 64))[0]).any(0).nonzero()
+    assert 31 <= columns.float().mean() <= 32
+    sim.set_params({"cam_fovy": fovy, "geom_rgba": torch.tensor(model.geom_rgba).repeat(2, 1, 1)})
+    closer = sim.render("front", (48, 64))[1]
+    assert not is_red(closer)[:, 32:].any()  # what was left of the middle is out of sight by half
+    assert is_red(closer).sum() > 1.3 * is_red(before[1]).sum()
+
+
+def test_depth_and_segmentation(model: mujoco.MjModel) -> None:
+    sim = MjBatchSim(model, 2)
+    place_for_picture(sim.qpos, sim.mocap_pos)
+    red = is_red(sim.render("front", (48, 64))[1])
+    depth = sim.render("front", (48, 64), "depth")
+    assert depth.shape == (2, 1, 48, 64)
+    # the goal reaches from 10 cm before its centre to 10 cm behind; the camera is 1.5 m before it
+    seen = depth[1, 0][red]
+    assert abs(seen.min() - 1.4) < 1e-3
+    assert abs(seen.median() - 1.4) < 1e-3
+    assert seen.max() < 1.6
+    what = sim.render("front", (48, 64), "segmentation")
+    assert what.shape == (2, 2, 48, 64)
+    goal = (what[1, 0] == model.ngeom - 1) & (what[1, 1] == mujoco.mjtObj.mjOBJ_GEOM.value)
+    assert goal[red].all()
+    assert red.sum() <= goal.sum() < 1.5 * red.sum()  # a side of it lies in the dark
+    nothing = (what[1] == -1).all(0)
+    assert nothing.any()
+    assert (depth[1, 0][nothing] == 0).all()
+    with pytest.raises(ValueError, match=r"kind='deep'.*'rgb', 'depth', 'segmentation'"):
+        sim.render("front", (48, 64), "deep")  # type: ignore[arg-type]
+
+
 @needs_cuda
 def test_cuda_agrees_with_c_mujoco(model: mujoco.MjModel) -> None:
     assert_agrees_with_c(MjWarpSim(model, N, "cuda"), MjBatchSim(model, N, num_threads=1))

@@ -1,0 +1,150 @@
+"""What benchmarks share: results with their provenance, the C loop, peers in other processes."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mujoco
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy", "scipy")
+
+
+class Skipped(RuntimeError):
+    """What was to be measured needs something that is not here; the message says what."""
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows to a CSV file, and where they come from to README.md beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    note(path)
+
+
+def note(result: Path, name: str = "", packages: tuple[str, ...] = ()) -> None:
+    """Command, versions and date of a result, in README.md beside it.
+
+    Args:
+        result: the file.
+        name: of the part of the file that was measured, if it is not all of it.
+        packages: whose versions matter, besides the usual ones.
+    """
+    script = Path(sys.argv[0]).name
+    path, name = result.parent / "README.md", name or result.name
+    lines = (
+        path.read_text().splitlines()
+        if path.exists()
+        else [f"# Results of benchmarks/{script}", ""]
+    )
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in (*PACKAGES, *packages))
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    entry = (
+        f"- `{name}`: `python benchmarks/{' '.join([script, *sys.argv[1:]])}`, "
+        f"{datetime.date.today()}, Python {platform.python_version()}, {versions}; "
+        f"{os.cpu_count()} processors, {processor}, one torch thread per process"
+    )
+    lines = [line for line in lines if not line.startswith(f"- `{name}`:")] + [entry]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def compile_limit(folder: Path) -> Path:
+    """The C loop, against the MuJoCo library that the Python package ships."""
+    package = Path(mujoco.__file__).parent
+    library = next(package.glob("libmujoco.so*"))
+    binary = folder / "mj_step"
+    subprocess.run(
+        ["cc", "-O3", "-march=native", f"-I{package / 'include'}",
+         str(ROOT / "benchmarks" / "mj_step.c"), str(library), f"-Wl,-rpath,{package}",
+         "-o", str(binary)],
+        check=True,
+    )  # fmt: skip
+    return binary
+
+
+def run_limit(binary: Path, folder: Path, num_envs: int, steps: int, skip: int) -> list[float]:
+    """CPU-seconds and checksum of the C loop over `model.mjb` and `input.bin` of a folder."""
+    command = [binary, folder / "model.mjb", folder / "input.bin", num_envs, steps, skip]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its living descendants have used so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    total = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # with children that ended
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        total += sum(cpu_seconds(int(child)) for child in children.read_text().split())
+    return total
+
+
+def foreign_python(name: str, packages: list[str]) -> str:
+    """Python of a virtual environment of its own, for peers whose pins clash with ours."""
+    python = ROOT / f".venv-{name}" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+    return str(python)
+
+
+class Peer:
+    """A process that steps somebody else's environments on demand.
+
+    Args:
+        code: Python that defines `step(n)`, which takes n steps.
+        python: interpreter.
+        environment: variables to add.
+    """
+
+    def __init__(self, code: str, python: str = sys.executable, **environment: str) -> None:
+        serve = 'print("ready", flush=True)\nfor line in sys.stdin:\n    step(int(line))\n'
+        self._process = subprocess.Popen(
+            [python, "-c", f"import sys\n{code}\n{serve}    print('ready', flush=True)\n"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT / "benchmarks" / "results",  # where no directory shadows a package
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+        self._wait()
+
+    def seconds(self, steps: int) -> float:
+        """CPU-seconds of `steps` steps, of the process and its workers together."""
+        before = cpu_seconds(self._process.pid)
+        assert self._process.stdin
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        self._wait()
+        return cpu_seconds(self._process.pid) - before
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _wait(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.strip() == "ready":
+                return
+        raise RuntimeError(f"a peer ended with exit status {self._process.wait()}")
