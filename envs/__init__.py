@@ -80,7 +80,7 @@ def find(id: str) -> Callable[..., BatchedEnv]:
         return ENVS[id]
     prefix, _, name = id.partition("/")
     if prefix in FOREIGN and name:
-        return functools.partial(FOREIGN[prefix], name)
+        return partial(FOREIGN[prefix], name)
     raise ValueError(f"unknown environment {id!r}{_hint(id, [*ENVS, *(f'{p}/' for p in FOREIGN)])}")
 
 
