@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from envs import particles
 from envs.base import BatchedEnv, CounterRNG
 from envs.tabletop import make_tabletop
 
@@ -18,6 +19,13 @@ __all__ = ["ENVS", "BatchedEnv", "CounterRNG", "make"]
 ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "tabletop": make_tabletop,
     "tabletop/panda": functools.partial(make_tabletop, robot="panda"),
+    "particles/free": particles.Free,
+    "particles/spread": particles.Spread,
+    "particles/tag": particles.Tag,
+    "particles/formation": particles.Formation,
+    "particles/rendezvous": particles.Rendezvous,
+    "particles/assigned": particles.Assigned,
+    "particles/push-ball": particles.PushBall,
 }
 
 
