@@ -1,8 +1,11 @@
 """Mutual-information estimators and objectives, in nats, for learning and for reward."""
 
 from mi.combine import Lagrangian
+from mi.estimators.classifier import Decoded, decode
+from mi.estimators.knn import discrete_continuous
 from mi.objectives.skill import (
     CategoricalDiscriminator,
+    ContrastiveUpperBound,
     GaussianDiscriminator,
     LipschitzDisplacement,
     SkillObjective,
@@ -11,9 +14,13 @@ from mi.objectives.skill import (
 
 __all__ = [
     "CategoricalDiscriminator",
+    "ContrastiveUpperBound",
+    "Decoded",
     "GaussianDiscriminator",
     "Lagrangian",
     "LipschitzDisplacement",
     "SkillObjective",
     "TemporalDistance",
+    "decode",
+    "discrete_continuous",
 ]
