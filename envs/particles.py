@@ -138,7 +138,7 @@ class Particles(BatchedEnv):
             action_space = gym.spaces.MultiDiscrete([5] * agents)
         super().__init__(num_envs, space, action_space, device, seed)
         self.dtype = torch.float64 if precision == "double" else torch.float32
-        self.skill_columns = [0, 1]
+        self.skill_columns, self.velocity_columns = [0, 1], [2, 3]
         self.other_columns = [] if visibility == 0 else list(range(4, 4 * agents))
         self._constants(features)
         rows = 4 * len(self.bodies) + 2 * self.num_marks + 1

@@ -12,15 +12,20 @@ from mi.objectives.skill import (
     TemporalDistance,
 )
 
+from mi.objectives.synergy import GroupInformation, Synergy, groups
+
 __all__ = [
     "CategoricalDiscriminator",
     "ContrastiveUpperBound",
     "Decoded",
     "GaussianDiscriminator",
+    "GroupInformation",
     "Lagrangian",
     "LipschitzDisplacement",
     "SkillObjective",
+    "Synergy",
     "TemporalDistance",
     "decode",
     "discrete_continuous",
+    "groups",
 ]
