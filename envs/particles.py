@@ -158,9 +158,9 @@ class Particles(BatchedEnv):
         """The order in which an agent observes the marks."""
         return range(self.num_marks)
 
-    def script(self, position: Tensor, velocity: Tensor) -> Tensor | None:
-        """Forces [2, B - A, N] on the bodies that are not agents, from [2, B, N] each; or None."""
-        return None
+    def script(self, position: Tensor, velocity: Tensor) -> Sequence[Tensor]:
+        """Forces on the bodies that are not agents, from [2, B, N] each; joined, [2, B - A, N]."""
+        return (self._nothing,)
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Team reward [N], success bool [N] and info [N, ...].
@@ -184,21 +184,18 @@ class Particles(BatchedEnv):
         """The next table, what is seen in it, reward, success and info; a pure function."""
         position, velocity, marks = self._split(table)
         force = self._drive(action)
-        scripted = self.script(position, velocity)
-        if scripted is not None:
-            force = torch.cat([force, scripted], 1)
-        elif self.others:
-            force = functional.pad(force, (0, 0, 0, len(self.others)))
+        if self.others:
+            force = torch.cat([force, *self.script(position, velocity)], 1)
         force = force + self._contacts(position)
         # mpe2's order: the position moves by the old velocity, which is then damped and pushed.
         position = torch.add(position, velocity, alpha=self.dt)
         velocity = torch.addcmul(velocity * (1 - DAMPING), force, self._dt_over_mass)
         if self._limited:
-            speed = torch.linalg.vector_norm(velocity, dim=0) + 1e-12
-            velocity = velocity * (self._max_speed / speed).clamp(max=1.0)
+            speed = torch.linalg.vector_norm(velocity, dim=0)
+            velocity = velocity * (self._max_speed / speed).clamp(max=1.0)  # at rest: inf -> 1
         if self.arena:
             inside = position.clamp(-self.arena, self.arena)
-            velocity = torch.where(inside == position, velocity, 0.0)
+            velocity = velocity * (inside == position)
             position = inside
         parts = [position.flatten(0, 1), velocity.flatten(0, 1), table[4 * len(self.bodies) :]]
         table = torch.cat(parts)
@@ -216,20 +213,20 @@ class Particles(BatchedEnv):
         """Forces [2, A, N] of actions, [N, A, 2] or int64 [N, A]."""
         if self._action_dtype == torch.int64:
             return self._directions[:, action.t()]
-        return action.permute(2, 1, 0) * self.bodies[0].accel
+        return action.permute(2, 1, 0).to(self.dtype) * self.bodies[0].accel
 
     def _contacts(self, position: Tensor) -> Tensor:
         """Forces [2, B, N] of overlapping bodies on each other (mpe2's `get_collision_force`)."""
         apart = position[:, :, None] - position[:, None]
         # The tiny summand stands for mpe2's exclusion of a body with itself: no 0 / 0.
-        distance = (apart.square().sum(0) + 1e-24).sqrt()
-        depth = functional.softplus((self._touching - distance) / CONTACT_MARGIN)
-        push = depth * (CONTACT_FORCE * CONTACT_MARGIN) / distance
-        return (apart * push).sum(2)
+        distance = torch.linalg.vector_norm(apart, dim=0) + 1e-30
+        depth = functional.softplus(self._touching - distance, 1 / CONTACT_MARGIN, 40)
+        return (apart * (CONTACT_FORCE * depth / distance)).sum(2)
 
     def _look(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [N, A, D] and global state [N, S] of a table."""
-        obs = table.index_select(0, self._seen) - table.index_select(0, self._from)
+        seen, origin = table.index_select(0, self._rows).chunk(2)
+        obs = seen - origin
         if self.visibility is not None:
             obs = obs * self._visible(table).index_select(0, self._owner)
         obs = obs.view(self.num_agents, -1, self.num_envs).permute(2, 0, 1)
@@ -261,7 +258,11 @@ class Particles(BatchedEnv):
         unit = torch.tensor([[0, -1, 1, 0, 0], [0, 0, 0, -1, 1]], dtype=self.dtype)
         self._directions = (unit * self.bodies[0].accel).to(self.device)
         index = torch.tensor(features, device=self.device).flatten(0, 1)  # [A D, 3]
-        self._seen, self._from, self._owner = index.t().contiguous()
+        seen, origin, self._owner = index.t().contiguous()
+        self._rows = torch.cat([seen, origin])
+        shape = (2, len(self.others), self.num_envs)
+        self._nothing = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     def _features(self, agent: int) -> list[tuple[int, int, int]]:
         """What an agent observes: row of the table, row to subtract, row of `_visible`."""
@@ -306,7 +307,7 @@ class Particles(BatchedEnv):
         step = self._transition(self.table, action)
         self.table, self._obs, self._global, reward, success, info = step
         info = dict(info, success=success) if self.has_goal else dict(info)
-        terminated = success if self.ends_at_goal else torch.zeros_like(success)
+        terminated = success if self.ends_at_goal else self._never
         return reward, terminated, info
 
     def _observe(self) -> Tensor:
@@ -364,7 +365,7 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Distances between two sets of points, [2, P, N] and [2, Q, N] -> [P, Q, N]."""
-    return (a[:, :, None] - b[:, None]).square().sum(0).sqrt()
+    return torch.linalg.vector_norm(a[:, :, None] - b[:, None], dim=0)
 
 
 # ---- scenarios
@@ -425,17 +426,18 @@ class Tag(Particles):
     )
     walls = 1.2
 
-    def script(self, position: Tensor, velocity: Tensor) -> Tensor:
+    def script(self, position: Tensor, velocity: Tensor) -> Sequence[Tensor]:
         """The evader's flight [2, 1, N], and nothing on the obstacles."""
         agents = self.num_agents or 0
         evader = position[:, agents : agents + 1]
         away = evader - position[:, :agents]
-        flight = (away / (away.square().sum(0) + 1e-3).pow(1.5)).sum(1, keepdim=True)
-        low, high = self.arena + evader, self.arena - evader  # room on both sides, x and y
-        if self.arena:
-            flight = flight + 1 / (low.square() + 1e-3) - 1 / (high.square() + 1e-3)
-        direction = flight / (torch.linalg.vector_norm(flight, dim=0) + 1e-6)
-        return functional.pad(direction * self.others[0].accel, (0, 0, 0, len(self.others) - 1))
+        distance = torch.linalg.vector_norm(away, dim=0) + 1e-2
+        flight = (away / distance.pow(3)).sum(1, keepdim=True)
+        if self.arena:  # 1 / room² on the near side less that on the far side, in one fraction
+            room = self.arena**2 + 1e-3 - evader.square()
+            flight = torch.addcdiv(flight, evader, room.square(), value=-4 * self.arena)
+        force = functional.normalize(flight, dim=0) * self.others[0].accel
+        return force, self._nothing[:, 1:]
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """10 per pursuer that touches the evader."""
@@ -469,9 +471,9 @@ class Formation(Particles):
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Closeness of the shape and of its centre [m]."""
         first, second = self._pairs
-        apart = (position[:, first] - position[:, second]).square().sum(0).sqrt()
+        apart = torch.linalg.vector_norm(position[:, first] - position[:, second], dim=0)
         shape = (apart.sort(0).values - self._wanted).abs().mean(0)
-        centre = (position.mean(1) - marks[:, 0]).square().sum(0).sqrt()
+        centre = torch.linalg.vector_norm(position.mean(1) - marks[:, 0], dim=0)
         return -shape - centre, torch.maximum(shape, centre) < 0.1, {}
 
 
@@ -522,7 +524,7 @@ class Assigned(Particles):
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """1 when all are there."""
-        success = (position - marks).square().sum(0).sqrt().amax(0) < 0.15
+        success = torch.linalg.vector_norm(position - marks, dim=0).amax(0) < 0.15
         return success.float(), success, {}
 
 

@@ -72,3 +72,14 @@ def test_knn_leaves_out_labels_that_occur_once():
     x, label, _ = mixture(500)
     more, single = torch.cat([x, x[:1] + 100]), torch.cat([label, torch.tensor([9])])
     assert math.isfinite(mi.discrete_continuous(more, single))
+
+
+def test_knn_with_atoms():
+    """Half of the samples stick to a wall: there the labels' shares decide."""
+    x, label, _ = mixture(4000, classes=2, distance=4.0)
+    x = x.clamp(max=2.0).repeat(1, 2)  # almost all of label 1 is at the wall
+    skill = functional.one_hot(label, 2).float()
+    value = mi.discrete_continuous(x, label)
+    assert value == pytest.approx(mi.decode(x, skill, steps=150).nats, abs=0.05)
+    stuck = torch.zeros(4000, 2)
+    assert mi.discrete_continuous(stuck, label) == pytest.approx(0, abs=0.01)
