@@ -159,9 +159,10 @@ def show(arguments: list[str]) -> int:
     from agents.core.config import ConfigError, read_yaml
 
     if arguments:
-        if arguments[0] not in envs.ENVS:
-            raise ConfigError(f"list {arguments[0]}: expected one of {', '.join(envs.ENVS)}")
-        factory = envs.ENVS[arguments[0]]
+        try:
+            factory = envs.find(arguments[0])
+        except ValueError as error:
+            raise ConfigError(f"list: {error}") from None
         print(inspect.getdoc(getattr(factory, "func", factory)))
         return 0
     print("Agents")
@@ -174,6 +175,8 @@ def show(arguments: list[str]) -> int:
     print("\nEnvironments")
     for name, factory in envs.ENVS.items():
         print(f"  {name:20} {_first_line(getattr(factory, 'func', factory))}")
+    for prefix, factory in envs.FOREIGN.items():
+        print(f"  {prefix + '/<id>':20} {_first_line(factory)}")
     return 0
 
 

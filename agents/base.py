@@ -145,6 +145,8 @@ class Agent:
         self.config: Any = build(self.Config, layers, overrides)
         self.device = _device(self.config.device)
         self.env = self._make_env(env)
+        if self.env.autoreset is not gym.vector.AutoresetMode.SAME_STEP:
+            raise ConfigError(f"autoreset: agents need 'same-step', got {self.env.autoreset.name}")
         self.num_envs = self.env.num_envs
         self.num_timesteps = self.num_updates = 0
         self.parts: dict[str, Stateful] = {}
@@ -382,11 +384,13 @@ class Agent:
 
     def make_eval_env(self, num_envs: int, **kwargs: Any) -> BatchedEnv:
         """A fresh environment like the one this agent trains in; `kwargs` change its arguments."""
-        if self.config.env not in envs.ENVS:
+        try:
+            envs.find(self.config.env)
+        except ValueError:
             raise ConfigError(
                 f"env={self.config.env!r}: not a registered environment, so evaluation needs one: "
                 "pass env="
-            )
+            ) from None
         arguments = {**self.config.env_kwargs, **kwargs}
         return envs.make(self.config.env, num_envs, self.device, self.config.seed, **arguments)
 

@@ -1,4 +1,7 @@
-"""Batched environments whose arrays are torch tensors: `make(id, num_envs, device, seed)`."""
+"""Batched environments whose arrays are torch tensors: `make(id, num_envs, device, seed)`.
+
+`check(env)` is a checker for environments of your own.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from gymnasium.vector import AutoresetMode
 
 from envs import particles
 from envs.base import BatchedEnv, CounterRNG
+from envs.contract import ContractError, check
+from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.tabletop import make_tabletop
 
-__all__ = ["ENVS", "BatchedEnv", "CounterRNG", "make"]
+__all__ = [
+    "ENVS",
+    "FOREIGN",
+    "BatchedEnv",
+    "ContractError",
+    "CounterRNG",
+    "check",
+    "find",
+    "make",
+]
 
 ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "tabletop": make_tabletop,
@@ -29,28 +44,67 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
 }
 
 
+FOREIGN: dict[str, Callable[..., BatchedEnv]] = {
+    "gym": from_gymnasium,
+    "pettingzoo": from_pettingzoo,
+    "envpool": from_envpool,
+}
+"""By prefix, what makes the environments of other libraries: `gym/CartPole-v1`."""
+
+
+def find(id: str) -> Callable[..., BatchedEnv]:
+    """What makes the environment `id`; takes `num_envs`, `device`, `seed` and its own arguments.
+
+    Raises:
+        ValueError: unknown id; names the nearest valid.
+    """
+    if id in ENVS:
+        return ENVS[id]
+    prefix, _, name = id.partition("/")
+    if prefix in FOREIGN and name:
+        return functools.partial(FOREIGN[prefix], name)
+    raise ValueError(f"unknown environment {id!r}{_hint(id, [*ENVS, *(f'{p}/' for p in FOREIGN)])}")
+
+
 def make(
-    id: str, num_envs: int = 1, device: torch.device | str = "cpu", seed: int = 0, **kwargs: Any
+    id: str,
+    num_envs: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    autoreset: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    **kwargs: Any,
 ) -> BatchedEnv:
-    """Make a registered batched environment.
+    """Make a batched environment.
+
+    Threads: the tensors of a step are small, and torch loses more by handing them to threads than
+    it gains (measured: 10 to 50 times, on busy processors), so call `torch.set_num_threads(1)` or
+    start Python with `OMP_NUM_THREADS=1`, and with `OMP_WAIT_POLICY=PASSIVE`, so that idle threads
+    sleep instead of spinning; `train.py` does both unless told otherwise. Physics has threads of
+    its own (`num_threads`), which a fork does not copy: make environments after forking, in the
+    process that steps them. Worker processes (`workers` of `gym/` and `pettingzoo/`) are not
+    forked, and have one thread each.
 
     Args:
-        id: a key of `ENVS`.
+        id: a key of `ENVS`, or of another library: `gym/<id>`, `pettingzoo/<id>` such as
+            `pettingzoo/mpe/simple_spread_v3`, or `envpool/<id>`.
         num_envs: N.
         device: where its tensors live.
         seed: of everything random in it.
+        autoreset: see `BatchedEnv.autoreset`.
         **kwargs: the environment's own arguments.
 
     Raises:
         ValueError: unknown id or argument, or an argument out of range; names the nearest valid.
     """
-    if id not in ENVS:
-        raise ValueError(f"unknown environment {id!r}{_hint(id, ENVS)}")
-    known = inspect.signature(ENVS[id]).parameters
-    for name in kwargs:
-        if name not in known:
-            raise ValueError(f"environment {id!r} has no argument {name!r}{_hint(name, known)}")
-    return ENVS[id](num_envs=num_envs, device=device, seed=seed, **kwargs)
+    factory = find(id)
+    known = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for name in kwargs:
+            if name not in known:
+                raise ValueError(f"environment {id!r} has no argument {name!r}{_hint(name, known)}")
+    env = factory(num_envs=num_envs, device=device, seed=seed, **kwargs)
+    env.autoreset = autoreset
+    return env
 
 
 def _hint(name: str, choices: Any) -> str:

@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from envs.adapt import can_render, images, numpy_info, row_info, to_numpy
+from envs.adapt import can_render, images, numpy_info, require_same_step, row_info, to_numpy
 from envs.base import BatchedEnv
 
 
@@ -20,6 +20,11 @@ class SB3View(VecEnv):
     """See `envs.adapt.to_sb3`."""
 
     def __init__(self, env: BatchedEnv) -> None:
+        require_same_step(env, "to_sb3")
+        if env.num_agents is not None:
+            raise ValueError(
+                "to_sb3: SB3 has one agent, expected an environment without num_agents"
+            )
         self.env = env
         self.render_mode = "rgb_array" if can_render(env) else None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

@@ -1,29 +1,53 @@
 """Bridges between `BatchedEnv` and the environment interfaces of other libraries.
 
-Shape letters: N environments, D observation features, U action features.
+| other library | into a `BatchedEnv` | out of one |
+|---|---|---|
+| gymnasium | `from_gymnasium` | `to_gymnasium` (one row), `to_gymnasium_vector` |
+| Stable-Baselines3 | | `to_sb3` |
+| PettingZoo | `from_pettingzoo` | `to_pettingzoo` (one row) |
+| dm_control | `from_dm_control` | |
+| EnvPool | `from_envpool` | |
+
+Shape letters: N environments, A agents, D observation features, U action features.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from envs.base import BatchedEnv
+from envs.foreign import (
+    GymnasiumBatch,
+    from_dm_control,
+    from_envpool,
+    from_gymnasium,
+    from_pettingzoo,
+)
 
 if TYPE_CHECKING:
+    from pettingzoo import ParallelEnv
     from stable_baselines3.common.vec_env import VecEnv
 
-
-# ---- BatchedEnv -> gymnasium, Stable-Baselines3
+__all__ = [
+    "GymnasiumBatch",
+    "GymnasiumVectorView",
+    "GymnasiumView",
+    "from_dm_control",
+    "from_envpool",
+    "from_gymnasium",
+    "from_pettingzoo",
+    "to_gymnasium",
+    "to_gymnasium_vector",
+    "to_pettingzoo",
+    "to_sb3",
+]
 
 
 def to_gymnasium(env: BatchedEnv, render_mode: str | None = None) -> GymnasiumView:
@@ -34,9 +58,43 @@ def to_gymnasium(env: BatchedEnv, render_mode: str | None = None) -> GymnasiumVi
         render_mode: 'rgb_array' if `render()` shall return images, which needs `env.render`.
 
     Raises:
-        ValueError: more than one environment, or a render mode that `env` does not have.
+        ValueError: more than one environment, a render mode that `env` does not have, or another
+            autoreset than SAME_STEP.
     """
     return GymnasiumView(env, render_mode)
+
+
+def to_gymnasium_vector(env: BatchedEnv, render_mode: str | None = None) -> GymnasiumVectorView:
+    """A `gymnasium.vector.VectorEnv` in numpy over a `BatchedEnv`, with its autoreset mode.
+
+    Args:
+        env: the environment; the view steps it, so nobody else should.
+        render_mode: 'rgb_array' if `render()` shall return images, which needs `env.render`.
+
+    Raises:
+        ValueError: a render mode that `env` does not have.
+    """
+    return GymnasiumVectorView(env, render_mode)
+
+
+def to_pettingzoo(env: BatchedEnv, render_mode: str | None = None) -> ParallelEnv:
+    """A PettingZoo `ParallelEnv` in numpy over a multi-agent `BatchedEnv` of one environment.
+
+    Agents are called `agent_0`, `agent_1`, ... An agent's reward is its own where the environment
+    reports `reward_per_agent`, else the team's. Observations are dicts with an `action_mask` where
+    the environment has `avail_actions`. An agent that is no longer `alive` has terminated.
+
+    Args:
+        env: with `num_envs` 1 and `num_agents`; the view steps it, so nobody else should.
+        render_mode: 'rgb_array' if `render()` shall return images, which needs `env.render`.
+
+    Raises:
+        ValueError: no agents or more than one environment, a render mode that `env` does not have,
+            or another autoreset than SAME_STEP.
+    """
+    from envs._pettingzoo import PettingZooView
+
+    return PettingZooView(env, render_mode)
 
 
 def to_sb3(env: BatchedEnv) -> VecEnv:
@@ -48,6 +106,9 @@ def to_sb3(env: BatchedEnv) -> VecEnv:
 
     Args:
         env: the environment; the view steps it, so nobody else should.
+
+    Raises:
+        ValueError: another autoreset than SAME_STEP, or several agents.
     """
     from envs._sb3 import SB3View  # stable_baselines3 takes seconds to import
 
@@ -64,18 +125,12 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
     """
 
     def __init__(self, env: BatchedEnv, render_mode: str | None = None) -> None:
-        if env.num_envs != 1:
-            raise ValueError(f"to_gymnasium: expected num_envs=1, got num_envs={env.num_envs}")
-        modes = ["rgb_array"] if can_render(env) else []
-        if render_mode is not None and render_mode not in modes:
-            raise ValueError(f"render_mode={render_mode!r}: expected None or one of {modes}")
+        require_one_row(env, "to_gymnasium")
         self.env = env
         self.render_mode = render_mode
         self.observation_space = env.single_observation_space
         self.action_space = env.single_action_space
-        self.metadata = {"render_modes": modes}
-        if modes:  # steps of an abstract environment have no duration: any rate shows them
-            self.metadata["render_fps"] = 1 / (env.dt or 1 / 30)
+        self.metadata = view_metadata(env, render_mode)
 
         # A closure, because gymnasium's wrappers deepcopy the spec: only functions are spared.
         def entry_point(**kwargs: Any) -> GymnasiumView:
@@ -137,6 +192,88 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
         self.env.close()
 
 
+class GymnasiumVectorView(VectorEnv[np.ndarray, Any, np.ndarray]):
+    """See `to_gymnasium_vector`.
+
+    Infos are gymnasium's: every entry `x` has a mask `_x` of the rows it holds for. With SAME_STEP
+    the entries of a row whose episode ended are in `final_info` and its last observation in
+    `final_obs`, an object array; both are there only when some row ended.
+    """
+
+    def __init__(self, env: BatchedEnv, render_mode: str | None = None) -> None:
+        self.env, self.num_envs, self.spec = env, env.num_envs, env.spec
+        self.render_mode = render_mode
+        self.single_observation_space = env.single_observation_space
+        self.single_action_space = env.single_action_space
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.metadata = {**view_metadata(env, render_mode), "autoreset_mode": env.autoreset}
+        self._everyone = np.ones(self.num_envs, np.bool_)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin new episodes; see `BatchedEnv.reset` for the arguments."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        rows = (options or {}).get("reset_mask", self._everyone)
+        return to_numpy(obs), masked_info(numpy_info(info), np.asarray(rows, np.bool_))
+
+    def step(
+        self, actions: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance every environment by one control step; see `BatchedEnv.step`."""
+        obs, reward, terminated, truncated, info = self.env.step(torch.tensor(np.asarray(actions)))
+        ended, arrays = to_numpy(info["_final_obs"]), numpy_info(info)
+        if self.env.autoreset is not AutoresetMode.SAME_STEP or not ended.any():
+            infos = masked_info(arrays, self._everyone)
+        else:
+            context = {name: arrays.pop(name) for name in self.env.context()}
+            infos = masked_info(arrays, ~ended) | masked_info(context, self._everyone)
+            final = {**arrays, **numpy_info(info.get("final_info", {}))}
+            infos["final_info"] = masked_info(final, ended)
+            infos["final_obs"] = np.full(self.num_envs, None, object)
+            for i, row in zip(
+                np.flatnonzero(ended), to_numpy(info["final_obs"])[ended], strict=True
+            ):
+                infos["final_obs"][i] = row
+            infos["_final_obs"], infos["_final_info"] = ended.copy(), ended.copy()
+        flags = to_numpy(terminated), to_numpy(truncated)
+        return to_numpy(obs), to_numpy(reward), *flags, infos
+
+    def render(self) -> Any:
+        """Images uint8 [height, width, 3] of all environments, or None without a render mode."""
+        return None if self.render_mode is None else tuple(images(self.env))
+
+    def close_extras(self) -> None:
+        """Close the batched environment."""
+        self.env.close()
+
+
+def require_one_row(env: BatchedEnv, view: str) -> None:
+    """Raise ValueError unless `env` is one environment whose `step` begins new episodes."""
+    if env.num_envs != 1:
+        raise ValueError(f"{view}: expected num_envs=1, got num_envs={env.num_envs}")
+    require_same_step(env, view)
+
+
+def require_same_step(env: BatchedEnv, view: str) -> None:
+    """Raise ValueError unless `env.step` itself begins new episodes."""
+    if env.autoreset is not AutoresetMode.SAME_STEP:
+        raise ValueError(f"{view}: expected autoreset='same-step', got {env.autoreset.name}")
+
+
+def view_metadata(env: BatchedEnv, render_mode: str | None) -> dict[str, Any]:
+    """Gymnasium's metadata of a view.
+
+    Raises:
+        ValueError: `env` does not have the render mode.
+    """
+    modes = ["rgb_array"] if can_render(env) else []
+    if render_mode is not None and render_mode not in modes:
+        raise ValueError(f"render_mode={render_mode!r}: expected None or one of {modes}")
+    # Steps of an abstract environment have no duration: any rate shows them.
+    return {"render_modes": modes} | ({"render_fps": 1 / (env.dt or 1 / 30)} if modes else {})
+
+
 def can_render(env: BatchedEnv) -> bool:
     """Whether `env` brings its own `render`."""
     return type(env).render is not VectorEnv.render
@@ -178,219 +315,16 @@ def row_info(info: dict[str, Any], row: int) -> dict[str, Any]:
     return {name: select(value) for name, value in info.items()}
 
 
-# ---- gymnasium -> BatchedEnv
-
-
-def from_gymnasium(
-    make: Callable[[], gym.Env[Any, Any]] | str | gym.Env[Any, Any],
-    num_envs: int = 1,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> GymnasiumBatch:
-    """A `BatchedEnv` that steps copies of a gymnasium environment one after the other.
-
-    Args:
-        make: a function that makes one copy, a registered id, or one instance for `num_envs=1`.
-        num_envs: N.
-        device: where the tensors live.
-        seed: copy i is seeded with `seed + i`, as gymnasium's vector environments do.
-
-    Raises:
-        ValueError: spaces that tensors cannot hold, copies that differ or are one object, or
-            several environments wanted of one instance.
-    """
-    if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs}: expected at least 1")
-    if isinstance(make, gym.Env):
-        if num_envs != 1:
-            raise ValueError(f"num_envs={num_envs}: one instance makes 1; pass a function")
-        return GymnasiumBatch([make], device, seed)
-    if isinstance(make, str):
-        return GymnasiumBatch([gym.make(make) for _ in range(num_envs)], device, seed)
-    return GymnasiumBatch([make() for _ in range(num_envs)], device, seed)
-
-
-class GymnasiumBatch(BatchedEnv):
-    """See `from_gymnasium`.
-
-    Observations are float32 [N, D], or uint8 [N, C, H, W] with the smallest image axis taken as
-    channels. An entry of `info` is there when every copy reports it as a number.
-
-    The simulations cannot be captured, so `state_dict` begins a new episode everywhere from a seed
-    that the state holds: the run that goes on and the run that resumes then see the same future.
-
-    Attributes:
-        envs: the copies.
-        last_obs: the current observation, also after `state_dict` and `load_state_dict`.
-        max_episode_steps: as the environment's spec declares it, or `sys.maxsize`.
-    """
-
-    captures_state: bool = False
-    last_obs: Tensor
-
-    def __init__(
-        self,
-        envs: Sequence[gym.Env[Any, Any]],
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        if len({id(env) for env in envs}) < len(envs):
-            raise ValueError("make: returned the same environment twice; expected a new one")
-        for i, env in enumerate(envs):
-            for name in ("observation_space", "action_space"):
-                expected, got = getattr(envs[0], name), getattr(env, name)
-                if expected != got:
-                    raise ValueError(f"environment {i}: expected {name} {expected}, got {got}")
-        self.envs = list(envs)
-        self.spec = envs[0].spec
-        self.max_episode_steps = (self.spec and self.spec.max_episode_steps) or sys.maxsize
-        space, action_space = envs[0].observation_space, envs[0].action_space
-        if not isinstance(action_space, (spaces.Box, spaces.Discrete)):
-            raise ValueError(f"action_space: expected Box or Discrete, got {action_space}")
-        tensor_space, to_foreign = _tensor_space(space)
-        super().__init__(len(envs), tensor_space, action_space, device, seed)
-        self._foreign_shape = space.shape
-        self._obs = np.zeros((self.num_envs, *tensor_space.shape), tensor_space.dtype)
-        self._foreign_obs = to_foreign(self._obs)  # a view: writing it fills `_obs`
-        self._reward = np.zeros(self.num_envs, np.float32)
-        self._terminated, self._truncated = np.zeros((2, self.num_envs), np.bool_)
-        self._seeds: list[int | None] = [seed + i for i in range(self.num_envs)]
-        self._steps = 0
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """See `BatchedEnv.reset`; other `options` are handed to the copies."""
-        options = dict(options or {})
-        mask = torch.as_tensor(options.pop("reset_mask", self._everyone)).cpu()
-        if mask.shape != self._everyone.shape:
-            raise ValueError(f"reset_mask: expected shape ({self.num_envs},), got {(*mask.shape,)}")
-        if isinstance(seed, list):
-            raise ValueError("seed: expected one integer; every row derives its own from it")
-        rows = mask.bool().nonzero()[:, 0].tolist()
-        if seed is not None:
-            self.rng.seed = seed
-            for i in rows:
-                self._seeds[i] = seed + i
-        infos: list[dict[str, Any]] = [{} for _ in self.envs]
-        for i in rows:
-            infos[i] = self._reset_row(i, options or None)
-        self.elapsed[rows] = 0
-        self.last_obs = self._tensor(self._obs)
-        return self.last_obs, self._stack(infos)
-
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """See `BatchedEnv.step`.
-
-        Raises:
-            ValueError: wrong action, or a copy returned an observation of the wrong shape.
-        """
-        action = self._check(actions).cpu().numpy().astype(self.single_action_space.dtype)
-        infos: list[dict[str, Any]] = []
-        for i, env in enumerate(self.envs):
-            obs, reward, terminated, truncated, info = env.step(action[i])
-            self._write(i, obs)
-            self._reward[i], self._terminated[i], self._truncated[i] = reward, terminated, truncated
-            infos.append(info)
-        self._steps += 1
-        self._truncated &= ~self._terminated
-        ended = self._terminated | self._truncated
-        final_obs = self.last_obs = self._tensor(self._obs)
-        done = self._tensor(ended)
-        self.elapsed = (self.elapsed + 1) * ~done
-        if ended.any():
-            for i in np.flatnonzero(ended):
-                self._reset_row(int(i), None)
-            self.last_obs = self._tensor(self._obs)
-        return (
-            self.last_obs,
-            self._tensor(self._reward),
-            self._tensor(self._terminated),
-            self._tensor(self._truncated),
-            {**self._stack(infos), "final_obs": final_obs, "_final_obs": done},
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Begin a new episode everywhere and return what `load_state_dict` needs to do the same.
-
-        The new observations are in `last_obs`.
-        """
-        # 31 bits leave room for `seed + i` where a copy wants 32.
-        key = np.random.SeedSequence([self.rng.seed, self._steps])
-        state = {
-            "num_envs": self.num_envs,
-            "seed": self.rng.seed,
-            "steps": self._steps,
-            "reset_seed": int(key.generate_state(1)[0]) >> 1,
-        }
-        self.load_state_dict(state)
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly as the environment did after `state_dict`.
-
-        Raises:
-            ValueError: the state belongs to another environment or number of environments.
-        """
-        expected = ["num_envs", "reset_seed", "seed", "steps"]
-        if sorted(state) != expected:
-            raise ValueError(f"environment state: expected {expected}, got {sorted(state)}")
-        if state["num_envs"] != self.num_envs:
-            raise ValueError(
-                f"environment state: expected num_envs={self.num_envs}, got {state['num_envs']}"
-            )
-        self.reset(seed=state["reset_seed"])
-        self.rng.seed, self._steps = state["seed"], state["steps"]
-
-    def close_extras(self) -> None:
-        """Close the copies."""
-        for env in self.envs:
-            env.close()
-
-    def _reset_row(self, i: int, options: dict[str, Any] | None) -> dict[str, Any]:
-        obs, info = self.envs[i].reset(seed=self._seeds[i], options=options)
-        self._seeds[i] = None  # from here on the copy draws from its own generator
-        self._write(i, obs)
-        return info
-
-    def _write(self, i: int, obs: Any) -> None:
-        shape = np.shape(obs)
-        if shape != self._foreign_shape:  # numpy would broadcast
-            raise ValueError(
-                f"environment {i}: expected observation shape {self._foreign_shape}, got {shape}"
-            )
-        self._foreign_obs[i] = obs
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.tensor(array, device=self.device)  # a copy
-
-    def _stack(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
-        stacked: dict[str, Any] = {}
-        for name in infos[0]:
-            column = [info.get(name) for info in infos]
-            if all(isinstance(value, (int, float, np.number, np.bool_)) for value in column):
-                values = np.asarray(column)
-                single = values.astype(np.float32) if values.dtype == np.float64 else values
-                stacked[name] = self._tensor(single)
-        return stacked
-
-
-def _tensor_space(
-    space: spaces.Space[Any],
-) -> tuple[spaces.Box, Callable[[np.ndarray], np.ndarray]]:
-    """The space of one row of tensors, and how to view a batch of such rows in a copy's layout."""
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        with np.errstate(over="ignore"):  # a float64 bound beyond float32 is no bound
-            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return spaces.Box(low, high, dtype=np.float32), lambda batch: batch
-    if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8:
-        channels = int(np.argmin(space.shape))
-        low, high = (np.moveaxis(bound, channels, 0) for bound in (space.low, space.high))
-        return (
-            spaces.Box(low, high, dtype=np.uint8),
-            lambda batch: np.moveaxis(batch, 1, 1 + channels),
-        )
-    raise ValueError(
-        f"observation_space: expected a Box with one axis or a uint8 image, got {space}; "
-        "wrap the environment in gymnasium.wrappers.FlattenObservation"
-    )
+def masked_info(info: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """A `numpy_info` dict in gymnasium's form: 0 outside `rows` (bool [N]), and their mask `_x`."""
+    masked: dict[str, Any] = {}
+    for name, value in info.items():
+        if isinstance(value, dict):
+            masked[name] = masked_info(value, rows)
+        elif isinstance(value, np.ndarray) and value.shape[:1] == rows.shape:
+            keep = rows.reshape(-1, *[1] * (value.ndim - 1))
+            masked[name] = np.where(keep, value, np.zeros((), value.dtype))
+        else:
+            masked[name] = value
+        masked[f"_{name}"] = rows.copy()
+    return masked

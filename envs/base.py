@@ -45,21 +45,24 @@ class SimulationError(RuntimeError):
 
 
 class CounterRNG:
-    """Random numbers that are a function of (seed, environment, episode, draw).
+    """Random numbers that are a function of (seed, environment, episode, step, draw).
 
     Environment i therefore sees the same numbers whatever `num_envs`, the device or the order of
-    resets; the whole generator state is the seed and the episode counters.
+    resets; the whole generator state is the seed and the episode counters. `BatchedEnv` calls
+    `begin` and `advance`; draw in `_begin` and `_advance`, which are called as often for every row.
 
     Attributes:
         seed: the seed.
         episode: episode counters, int64 [N].
+        elapsed: steps of the running episodes, int64 [N], the environment's own tensor.
     """
 
     def __init__(self, num_envs: int, device: torch.device | str = "cpu", seed: int = 0) -> None:
         self.seed = check_seed(seed)
         self.episode = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
+        self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._env = torch.arange(1, num_envs + 1, dtype=torch.int64, device=device)  # mix(0) is 0
-        self._draws = 0
+        self._draws, self._ahead = 0, 0
 
     def share(self) -> None:
         """From now on every environment sees the numbers of the first, e.g. the same starts."""
@@ -68,7 +71,11 @@ class CounterRNG:
     def begin(self, mask: Tensor) -> None:
         """Start the next episode of the environments in `mask` (bool [N]); draws restart at 0."""
         self.episode += mask
-        self._draws = 0
+        self._draws, self._ahead = 0, 0
+
+    def advance(self) -> None:
+        """Go on to the next step's numbers, which belong to `elapsed + 1`; draws restart at 0."""
+        self._draws, self._ahead = 0, 1
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform float32 draws in [low, high), [N, *shape]."""
@@ -77,6 +84,7 @@ class CounterRNG:
         self._draws += count
         seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
         key = _mix(_mix(_mix(seed) + self._env * _GOLDEN) + self.episode * _GOLDEN)
+        key += ((self.elapsed + self._ahead) << 32) * _GOLDEN  # 2^32 draws lie between two steps
         bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
         unit = bits.to(torch.float32) / 2**24
         return (low + (high - low) * unit).view(-1, *shape)
@@ -101,7 +109,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     Autoreset is SAME_STEP: the observation returned for a finished row already belongs to its next
     episode, and `info["final_obs"]` (always there, all N rows) is the true successor of every row,
-    from which a truncated episode bootstraps. `info["_final_obs"]` marks the finished rows.
+    from which a truncated episode bootstraps. `info["_final_obs"]` marks the finished rows. For
+    comparison with others, `autoreset` can be set to gymnasium's other two modes.
 
     A subclass sets `max_episode_steps` and writes four methods: `_begin`, `_advance`, `_observe`
     and `_state`. Nothing in `step` waits for a CUDA device.
@@ -119,7 +128,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         seed: of every random number the environment draws.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
     max_episode_steps: int
     spec: Any = None
     dt: float | None = None
@@ -152,16 +161,17 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.rng = CounterRNG(num_envs, self.device, seed)
-        self.elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self.elapsed = self.rng.elapsed
         self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._ended = torch.zeros_like(self._everyone)  # rows that wait for a reset
+        self._same_step = True
         self._action_shape = (num_envs, *(action_space.shape or ()))
-        self._action_dtype, self._bounds = torch.int64, None
-        if isinstance(action_space, gym.spaces.Box):
-            self._action_dtype = torch.float32
-            self._bounds = [
-                torch.as_tensor(bound, dtype=torch.float32, device=self.device)
-                for bound in (action_space.low, action_space.high)
-            ]
+        self._integer = not isinstance(action_space, gym.spaces.Box)
+        self._action_dtype = torch.int64 if self._integer else torch.float32
+        self._bounds = [
+            torch.as_tensor(bound, dtype=self._action_dtype, device=self.device)
+            for bound in _action_bounds(action_space)
+        ]
 
     # ---- what a subclass writes
 
@@ -191,6 +201,34 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     # ---- what a user calls
 
+    @property
+    def autoreset(self) -> AutoresetMode:
+        """What happens to a row whose episode has ended; `envs.make(..., autoreset=...)` sets it.
+
+        - SAME_STEP ('same-step'): `step` itself begins the next episode; see the class.
+        - NEXT_STEP ('next-step'): the following `step` begins it and ignores the row's action; the
+          row's reward, flags and info entries are then 0.
+        - DISABLED ('disabled'): the caller resets it, by `options["reset_mask"]`.
+
+        In the last two modes `info["final_obs"]` equals the observation.
+
+        Raises:
+            ValueError: when set to anything else.
+        """
+        return self.metadata["autoreset_mode"]
+
+    @autoreset.setter
+    def autoreset(self, mode: AutoresetMode | str) -> None:
+        names = {m.name.lower().replace("_", "-"): m for m in AutoresetMode}
+        chosen = mode if isinstance(mode, AutoresetMode) else names.get(mode)
+        if chosen is None:
+            raise ValueError(f"autoreset={mode!r}: expected one of {', '.join(names)}")
+        self.metadata = {**self.metadata, "autoreset_mode": chosen}
+        self._same_step = chosen is AutoresetMode.SAME_STEP
+        if self._same_step and bool(self._ended.any()):  # nobody would begin their episodes
+            self._restart(self._ended.clone())
+            self._ended.zero_()
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -216,6 +254,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             self.rng.seed = check_seed(seed)
             self.rng.episode.masked_fill_(mask, -1)
         self._restart(mask)
+        self._ended &= ~mask
         return self._observe(), dict(self.context())
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -229,11 +268,17 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             obs [N, D], reward float32 [N], terminated bool [N], truncated bool [N], info.
 
         Raises:
-            ValueError: wrong shape, or (on CPU, where looking is free) non-finite actions.
+            ValueError: wrong shape or dtype, or (on CPU, where looking is free) actions that are
+                not finite, or not among the discrete ones.
         """
         action = self._check(actions)
+        if self.autoreset is AutoresetMode.DISABLED and self.device.type == "cpu":
+            self._require_running()
+        self.rng.advance()
         reward, terminated, info = self._advance(action)
         self.elapsed += 1
+        if not self._same_step:
+            reward, terminated, info = self._begin_late(reward, terminated, info)
         truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
         done = terminated | truncated
         obs = self._observe()
@@ -241,7 +286,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         info["final_obs"], info["_final_obs"] = obs, done
         if context:
             info["final_info"] = context
-        if self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
+        if not self._same_step:
+            self._ended.copy_(done)
+        elif self.device.type != "cpu" or bool(done.any()):  # the branch would wait for a GPU
             self._restart(done)
             obs, context = self._observe(), self.context()
         info |= context
@@ -252,19 +299,47 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.elapsed.masked_fill_(mask, 0)
         self._begin(mask)
 
+    def _begin_late(
+        self, reward: Tensor, terminated: Tensor, info: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """NEXT_STEP: the rows that had ended begin an episode, and this step was none of theirs."""
+        ended = self._ended
+        if self.device.type == "cpu" and not bool(ended.any()):
+            return reward, terminated, info
+        if self.autoreset is AutoresetMode.NEXT_STEP:
+            self._restart(ended)
+            return reward.masked_fill(ended, 0), terminated & ~ended, _blank(info, ended)
+        return reward, terminated, info
+
     def _check(self, actions: Any) -> Tensor:
         action = torch.as_tensor(actions, device=self.device)
-        if self._action_dtype == torch.int64 and action.is_floating_point():
+        if self._integer and action.is_floating_point():
             raise ValueError(f"action: expected integers, got {action.dtype}")
         action = action.to(self._action_dtype)
         if action.shape != self._action_shape:
             raise ValueError(
                 f"action: expected shape {self._action_shape}, got {tuple(action.shape)}"
             )
-        if self.device.type == "cpu" and not math.isfinite(action.detach().abs().amax().item()):
-            row = int((~torch.isfinite(action)).nonzero()[0, 0])
-            raise ValueError(f"action: non-finite in environment {row}")
-        return torch.clamp(action, *self._bounds) if self._bounds else action
+        if self.device.type == "cpu":
+            self._look(action.detach())
+        return torch.clamp(action, *self._bounds)
+
+    def _look(self, action: Tensor) -> None:
+        """Refuse what clipping would hide; on a GPU looking would wait."""
+        if self._integer:
+            bad, what = torch.clamp(action, *self._bounds) != action, "out of range"
+        elif math.isfinite(action.sum().item()):  # one pass; finite numbers may sum to infinity
+            return
+        else:
+            bad, what = ~torch.isfinite(action), "non-finite"
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(f"action: {what} in environment {row}: {action[row].tolist()}")
+
+    def _require_running(self) -> None:
+        if bool(self._ended.any()):
+            row = int(self._ended.nonzero()[0, 0])
+            raise ValueError(f"step: environment {row} has ended; reset it (autoreset is disabled)")
 
     def check(self) -> None:
         """Raise SimulationError if the simulation went wrong since the last call; may wait."""
@@ -274,6 +349,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return {
             "rng": self.rng.state_dict(),
             "elapsed": self.elapsed.clone(),
+            "ended": self._ended.clone(),
             "state": {name: value.clone() for name, value in self._state().items()},
         }
 
@@ -283,8 +359,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         Raises:
             ValueError: the state belongs to another environment or number of environments.
         """
-        live = self._state() | {"elapsed": self.elapsed, "episode": self.rng.episode}
-        saved = state["state"] | {"elapsed": state["elapsed"], "episode": state["rng"]["episode"]}
+        live = self._state() | {"elapsed": self.elapsed, "ended": self._ended}
+        saved = state["state"] | {"elapsed": state["elapsed"], "ended": state["ended"]}
+        live["episode"], saved["episode"] = self.rng.episode, state["rng"]["episode"]
         if live.keys() != saved.keys():
             raise ValueError(f"environment state: expected {sorted(live)}, got {sorted(saved)}")
         for name, value in live.items():  # all are checked before the first is changed
@@ -296,3 +373,27 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         for name, value in live.items():
             value.copy_(saved[name])
         self.rng.load_state_dict(state["rng"])
+
+
+def _action_bounds(space: gym.Space[Any]) -> tuple[Any, Any]:
+    """The lowest and the highest action of one environment."""
+    if isinstance(space, gym.spaces.Box):
+        return space.low, space.high
+    if isinstance(space, gym.spaces.Discrete):
+        return space.start, space.start + space.n - 1
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    raise ValueError(f"action_space: expected Box, Discrete or MultiDiscrete, got {space}")
+
+
+def _blank(info: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """`info` with the entries of `rows` (bool [N]) set to 0."""
+
+    def blank(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _blank(value, rows)
+        if not isinstance(value, Tensor) or value.shape[:1] != rows.shape:
+            return value
+        return value.masked_fill(rows.view(-1, *[1] * (value.dim() - 1)), 0)
+
+    return {name: blank(value) for name, value in info.items()}

@@ -99,12 +99,14 @@ class SkillEnv(BatchedEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """The environment below, and the position in the episode."""
-        return {"env": self.env.state_dict(), "elapsed": self.elapsed.clone()}
+        mine = {"elapsed": self.elapsed.clone(), "ended": self._ended.clone()}
+        return {"env": self.env.state_dict(), **mine}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         self.env.load_state_dict(state["env"])
         self.elapsed.copy_(state["elapsed"])
+        self._ended.copy_(state["ended"])
 
 
 class SkillDynamics(nn.Module):

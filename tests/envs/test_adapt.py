@@ -17,10 +17,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from toy import PointMass
+from toy import PointMass, Team
 
 from envs import adapt
-from envs.adapt import GymnasiumBatch, GymnasiumView, from_gymnasium, to_gymnasium, to_sb3
+from envs.adapt import (
+    GymnasiumBatch,
+    GymnasiumView,
+    from_gymnasium,
+    to_gymnasium,
+    to_gymnasium_vector,
+    to_sb3,
+)
 
 
 def random_actions(space: gym.Space[Any], steps: int) -> list[Any]:
@@ -295,6 +302,122 @@ def test_sb3_trains_and_evaluates_without_a_warning() -> None:
     assert all(1 <= length <= 20 for length in lengths)
 
 
+def test_sb3_learns() -> None:
+    """PPO finds the origin; a random policy needs most of the 20 steps and reaches it rarely."""
+    train, test = to_sb3(PointMass(16)), to_sb3(PointMass(64, seed=1))
+    model = PPO(
+        "MlpPolicy", train, n_steps=32, batch_size=128, n_epochs=8, learning_rate=3e-3, gamma=0.9,
+        seed=0, device="cpu", policy_kwargs={"net_arch": [32]},
+    )  # fmt: skip
+    before, _ = evaluate_policy(model, test, n_eval_episodes=64)
+    model.learn(8_192)
+    after, _ = evaluate_policy(model, test, n_eval_episodes=64)
+    assert isinstance(before, float)
+    assert isinstance(after, float)
+    assert before < -8
+    assert after > -4.5
+
+
+@pytest.mark.parametrize("mode", ["next-step", "disabled"])
+def test_views_that_reset_by_themselves_want_same_step(mode: str) -> None:
+    env = PointMass(1)
+    env.autoreset = mode
+    for view in (to_gymnasium, to_sb3):
+        with pytest.raises(ValueError, match="expected autoreset='same-step', got"):
+            view(env)
+    with pytest.raises(ValueError, match="to_sb3: SB3 has one agent"):
+        to_sb3(Team(1))
+
+
+# ---- to_gymnasium_vector
+
+
+def flatten(info: Any, rows: np.ndarray, prefix: str = "") -> dict[str, Any]:
+    """Entries of a vector info where their mask holds."""
+    flat: dict[str, Any] = {}
+    for name, value in info.items():
+        if name.startswith("_"):
+            continue
+        mask = info[f"_{name}"]
+        if isinstance(value, dict):
+            flat |= flatten(value, rows, f"{prefix}{name}.")
+        elif mask.any():
+            flat[prefix + name] = [np.asarray(v).tolist() for v in value[mask]], mask.tolist()
+    return flat
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_view_is_gymnasiums_vector_environment(mode: AutoresetMode) -> None:
+    env = PointMass(3, seed=4)
+    env.autoreset = mode
+    view = to_gymnasium_vector(env)
+
+    def single(row: int) -> gym.Env[Any, Any]:
+        one = PointMass(1, seed=4)
+        one.rng._env.fill_(row + 1)
+        return to_gymnasium(one)
+
+    makers = [lambda row=row: single(row) for row in range(3)]
+    reference = SyncVectorEnv(makers, autoreset_mode=mode)
+    for name in ("observation_space", "action_space", "single_action_space"):
+        assert getattr(view, name) == getattr(reference, name)
+    assert view.metadata["autoreset_mode"] is mode
+    obs, _ = view.reset()
+    np.testing.assert_array_equal(obs, reference.reset()[0])
+    done, ended = np.zeros(3, bool), 0
+    for action in random_actions(view.action_space, 70):
+        if mode is AutoresetMode.DISABLED and done.any():
+            obs, info = view.reset(options={"reset_mask": done})
+            np.testing.assert_array_equal(obs, reference.reset(options={"reset_mask": done})[0])
+        *ours, info = view.step(action)
+        *theirs, their_info = reference.step(action)
+        for a, b in zip(ours, theirs, strict=True):
+            assert isinstance(a, np.ndarray)
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+        if mode is AutoresetMode.NEXT_STEP:  # a single environment's reset reports nothing
+            info = {k: v for k, v in info.items() if not done.any()}
+            their_info = {k: v for k, v in their_info.items() if not done.any()}
+        mine, other = flatten(info, done), flatten(their_info, done)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            assert mine[name][1] == other[name][1]
+            np.testing.assert_allclose(mine[name][0], other[name][0], rtol=1e-6)
+        done = theirs[2] | theirs[3]
+        ended += int(done.sum())
+    assert ended > 6
+
+
+def test_vector_view_works_with_gymnasiums_wrappers_and_renders() -> None:
+    env = gym.wrappers.vector.RecordEpisodeStatistics(
+        to_gymnasium_vector(PointMass(2), "rgb_array")
+    )
+    env.reset(seed=0)
+    lengths: list[int] = []
+    for action in random_actions(env.action_space, 50):
+        *_, info = env.step(action)
+        if "episode" in info:
+            lengths += info["episode"]["l"][info["_episode"]].tolist()
+    assert lengths
+    assert max(lengths) <= 20
+    images = env.render()
+    assert isinstance(images, tuple)
+    assert [image.shape for image in images] == [(16, 24, 3)] * 2
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        to_gymnasium_vector(PointMass(1), "human")
+
+
+def test_vector_view_has_the_context_of_both_episodes() -> None:
+    view = to_gymnasium_vector(Team(2))
+    _, info = view.reset()
+    assert info["alive"].all() and info["_alive"].all()
+    for _ in range(15):
+        *_, info = view.step(np.zeros((2, 3), np.int64))
+    assert info["_final_info"].all()
+    final = info["final_info"]
+    assert (final["state"] != info["state"]).any()
+    assert "reward_per_agent" in final
+
+
 # ---- from_gymnasium
 
 
@@ -452,7 +575,7 @@ def test_unsupported_observations_name_the_wrapper(space: gym.Space[Any]) -> Non
 def test_unsupported_actions_are_refused() -> None:
     env = Scripted(vector(2))
     env.action_space = gym.spaces.MultiBinary(3)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="action_space: expected Box or Discrete, got MultiBinary"):
+    with pytest.raises(ValueError, match=r"action_space: expected .* got MultiBinary"):
         from_gymnasium(env)
 
 

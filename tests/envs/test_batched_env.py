@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scipy import stats
 from torch import Tensor
 from toy import PointMass
 
-from envs.base import CounterRNG
+from envs.adapt import to_gymnasium
+from envs.base import BatchedEnv, CounterRNG
 
 EVERYONE = torch.ones(4, dtype=torch.bool)
 
@@ -96,6 +100,26 @@ def test_rng_state_continues() -> None:
     for each in (rng, other):
         each.begin(EVERYONE)
     assert torch.equal(rng.uniform(5), other.uniform(5))
+
+
+def test_steps_draw_numbers_of_their_own_whatever_other_rows_do() -> None:
+    """A draw within a step depends on the step, not on which rows were reset before it."""
+    busy, calm = begun(2), begun(2)
+    for rng in (busy, calm):
+        rng.elapsed[:] = torch.tensor([4, 7])
+    busy.uniform(5)
+    busy.begin(torch.tensor([False, True]))
+    for rng in (busy, calm):
+        rng.advance()
+    drawn = busy.uniform(50)
+    assert torch.equal(drawn[0], calm.uniform(50)[0])
+    busy.elapsed += 1
+    busy.advance()
+    later = busy.uniform(50)
+    busy.elapsed[:] = 0
+    start = begun(2).uniform(50)
+    for other in (later, start):
+        assert (drawn[:, None] == other[:, :, None]).float().mean() < 1e-3
 
 
 # ---- BatchedEnv
@@ -224,3 +248,133 @@ def test_actions_beyond_the_box_are_clipped() -> None:
         env.reset()
         env.last = env.step(torch.full((3, 2), size))[0]  # type: ignore[attr-defined]
     assert torch.equal(wild.last, tame.last)  # type: ignore[attr-defined]
+
+
+def test_actions_that_are_not_among_the_discrete_ones_are_refused() -> None:
+    box = gym.spaces.Box(-1, 1, (2,), np.float32)
+    for space, bad in (
+        (gym.spaces.Discrete(3, start=1), torch.tensor([1, 0])),
+        (gym.spaces.Discrete(3, start=1), torch.tensor([1, 4])),
+        (gym.spaces.MultiDiscrete([2, 3]), torch.tensor([[1, 2], [1, 3]])),
+    ):
+        env = BatchedEnv(2, box, space)
+        with pytest.raises(ValueError, match="action: out of range in environment 1"):
+            env._check(bad)
+        with pytest.raises(ValueError, match="expected integers"):
+            env._check(bad.float())
+        good = torch.from_numpy(env.action_space.sample())
+        assert torch.equal(env._check(good), good)
+    with pytest.raises(ValueError, match="action_space: expected Box, Discrete or MultiDiscrete"):
+        BatchedEnv(2, box, gym.spaces.MultiBinary(3))
+
+
+def test_huge_finite_actions_are_finite() -> None:
+    env = PointMass(3)
+    env.reset()
+    env.step(torch.full((3, 2), 3e38))  # their sum is not
+
+
+# ---- autoreset, against gymnasium's own vector environment
+
+
+def synchronous(num_envs: int, mode: AutoresetMode) -> SyncVectorEnv:
+    """Gymnasium's loop over single environments that draw the numbers of rows 0 .. N - 1."""
+
+    def single(row: int) -> gym.Env:
+        env = PointMass(1, seed=3)
+        env.rng._env.fill_(row + 1)
+        return to_gymnasium(env)
+
+    return SyncVectorEnv(
+        [lambda row=row: single(row) for row in range(num_envs)], autoreset_mode=mode
+    )
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_autoreset_is_gymnasiums(mode: AutoresetMode) -> None:
+    env, reference = PointMass(5, seed=3), synchronous(5, mode)
+    env.autoreset = mode.name.lower().replace("_", "-")
+    assert env.metadata["autoreset_mode"] is reference.metadata["autoreset_mode"] is mode
+    np.testing.assert_array_equal(env.reset()[0], reference.reset()[0])
+    done, ended, resets = np.zeros(5, bool), 0, 0
+    for action in actions(5, 90):
+        if mode is AutoresetMode.DISABLED and done.any():
+            np.testing.assert_array_equal(
+                env.reset(options={"reset_mask": torch.tensor(done)})[0],
+                reference.reset(options={"reset_mask": done})[0],
+            )
+        obs, reward, terminated, truncated, info = env.step(action)
+        theirs = reference.step(action.numpy())
+        np.testing.assert_array_equal(obs, theirs[0])
+        np.testing.assert_array_equal(reward, theirs[1].astype(np.float32))
+        np.testing.assert_array_equal(terminated, theirs[2])
+        np.testing.assert_array_equal(truncated, theirs[3])
+        if mode is AutoresetMode.NEXT_STEP:
+            assert (info["velocity"][done] == 0).all() and not info["success"][done].any()
+            resets += int(done.sum())
+        done = theirs[2] | theirs[3]
+        np.testing.assert_array_equal(info["_final_obs"], done)
+        final = obs.numpy().copy()
+        if mode is AutoresetMode.SAME_STEP and done.any():
+            final[done] = np.stack(theirs[4]["final_obs"][done])
+        np.testing.assert_array_equal(info["final_obs"], final)
+        ended += int(done.sum())
+    assert ended > 5
+    assert resets > 5 or mode is not AutoresetMode.NEXT_STEP
+
+
+def test_autoreset_disabled_steps_only_running_episodes() -> None:
+    env = PointMass(3)
+    env.autoreset = AutoresetMode.DISABLED
+    env.reset()
+    env.position[1] = 0
+    assert env.step(torch.zeros(3, 2))[2].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="step: environment 1 has ended; reset it"):
+        env.step(torch.zeros(3, 2))
+    env.reset(options={"reset_mask": torch.tensor([False, True, False])})
+    env.position[1] = 1
+    env.step(torch.zeros(3, 2))
+    env.position[1] = 0
+    env.step(torch.zeros(3, 2))
+    env.autoreset = AutoresetMode.SAME_STEP  # the row that had ended begins
+    assert env.rng.episode.tolist() == [0, 2, 0]
+    assert env.elapsed.tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize("mode", ["next-step", "disabled"])
+def test_state_holds_which_rows_have_ended(mode: str) -> None:
+    env, other = PointMass(4, seed=1), PointMass(4)
+    env.autoreset = other.autoreset = mode
+    env.reset()
+    env.position[2] = 0
+    env.step(torch.zeros(4, 2))
+    other.load_state_dict(env.state_dict())
+    for each in (env, other):
+        if mode == "disabled":
+            with pytest.raises(ValueError, match="environment 2 has ended"):
+                each.step(torch.zeros(4, 2))
+    if mode == "next-step":
+        assert torch.equal(env.step(torch.ones(4, 2))[0], other.step(torch.ones(4, 2))[0])
+        assert other.elapsed.tolist() == [2, 2, 0, 2]
+
+
+def test_unknown_autoreset_is_refused() -> None:
+    with pytest.raises(ValueError, match="autoreset='later': expected one of next-step, same-step"):
+        PointMass(1).autoreset = "later"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["same-step", "next-step", "disabled"])
+def test_step_never_waits_for_the_gpu(mode: str) -> None:
+    env = PointMass(64, device="cuda")
+    env.autoreset = mode
+    env.reset(seed=0)
+    action = torch.rand(64, 2, device="cuda")
+    env.step(action)  # whatever is loaded or allocated for the first time
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(45):
+            env.step(action)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert env.rng.episode.min() > 0 or mode == "disabled"
