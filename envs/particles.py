@@ -146,7 +146,9 @@ class Particles(BatchedEnv):
         self._transition = self._step
         if compile:
             self._transition = torch.compile(self._step, fullgraph=True, dynamic=False)
-        self._obs, self._global = self._look(self.table)
+        # What the last step has seen, each handed out once: a receiver may write to it.
+        self._obs: Tensor | None = None
+        self._global: Tensor | None = None
 
     # ---- what a scenario writes
 
@@ -200,7 +202,7 @@ class Particles(BatchedEnv):
         parts = [position.flatten(0, 1), velocity.flatten(0, 1), table[4 * len(self.bodies) :]]
         table = torch.cat(parts)
         reward, success, info = self.reward(position, marks)
-        return table, *self._look(table), reward.float(), success, info
+        return table, self._see(table), self._whole(table), reward.float(), success, info
 
     def _split(self, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions and velocities [2, B, N], marks [2, L, N]: views of the table."""
@@ -223,14 +225,18 @@ class Particles(BatchedEnv):
         depth = functional.softplus(self._touching - distance, 1 / CONTACT_MARGIN, 40)
         return (apart * (CONTACT_FORCE * depth / distance)).sum(2)
 
-    def _look(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations [N, A, D] and global state [N, S] of a table."""
+    def _see(self, table: Tensor) -> Tensor:
+        """Observations [N, A, D] of a table."""
         seen, origin = table.index_select(0, self._rows).chunk(2)
         obs = seen - origin
         if self.visibility is not None:
             obs = obs * self._visible(table).index_select(0, self._owner)
         obs = obs.view(self.num_agents, -1, self.num_envs).permute(2, 0, 1)
-        return obs.float().contiguous(), table[:-1].t().float().contiguous()
+        return obs.float().contiguous()
+
+    def _whole(self, table: Tensor) -> Tensor:
+        """Global state [N, S] of a table."""
+        return table[:-1].t().float().contiguous()
 
     def _visible(self, table: Tensor) -> Tensor:
         """Whether agent i sees thing k, [A (B + L), N], and a last row of ones."""
@@ -262,7 +268,6 @@ class Particles(BatchedEnv):
         self._rows = torch.cat([seen, origin])
         shape = (2, len(self.others), self.num_envs)
         self._nothing = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self._never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
     def _features(self, agent: int) -> list[tuple[int, int, int]]:
         """What an agent observes: row of the table, row to subtract, row of `_visible`."""
@@ -300,22 +305,25 @@ class Particles(BatchedEnv):
         fresh[: 2 * bodies] = placed[:, :bodies].flatten(0, 1)
         fresh[4 * bodies : -1] = placed[:, bodies:].flatten(0, 1)
         self.table = torch.where(mask, fresh, self.table)
-        self._obs, self._global = self._look(self.table)
+        self._obs = self._global = None
 
     @torch.no_grad()
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         step = self._transition(self.table, action)
         self.table, self._obs, self._global, reward, success, info = step
         info = dict(info, success=success) if self.has_goal else dict(info)
-        terminated = success if self.ends_at_goal else self._never
+        terminated = success.clone() if self.ends_at_goal else torch.zeros_like(success)
         return reward, terminated, info
 
+    @torch.no_grad()
     def _observe(self) -> Tensor:
-        return self._obs
+        obs, self._obs = self._obs, None
+        return self._see(self.table) if obs is None else obs
 
     def context(self) -> dict[str, Tensor]:
         """`state` [N, 4 B + 2 L]: positions [m], velocities [m/s] and marks [m]."""
-        return {"state": self._global}
+        state, self._global = self._global, None
+        return {"state": self._whole(self.table) if state is None else state}
 
     def _state(self) -> dict[str, Any]:
         return {"table": self.table}
@@ -323,7 +331,7 @@ class Particles(BatchedEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `BatchedEnv`."""
         super().load_state_dict(state)
-        self._obs, self._global = self._look(self.table)
+        self._obs = self._global = None
 
     def render(self, pixels: int = 192) -> Tensor:  # type: ignore[override]
         """Images uint8 [N, 3, pixels, pixels] of the square from -1.6 to 1.6 m, y upwards.
@@ -388,7 +396,7 @@ class Spread(Particles):
       the place of the other agents' velocities;
     - mpe2's `continuous_actions` (nothing, left, right, down, up), each in [0, 1], push by right -
       left and up - down, which is our action; its discrete actions are ours;
-    - `info["agent_reward"]` [N, A] is what mpe2 pays each agent; the team's reward is their mean.
+    - `info["reward_per_agent"]` [N, A] is what mpe2 pays each agent; the team's reward is their mean.
 
     Success is mpe2's: an agent within 0.1 m of every mark.
     """
@@ -407,7 +415,7 @@ class Spread(Particles):
         shared = nearest.sum(0) * (self.local_ratio - 1)
         each = torch.sub(shared, collisions, alpha=self.local_ratio)  # [A, N]
         success = nearest.amax(0) < 0.1
-        return each.mean(0), success, {"agent_reward": each.t().float()}
+        return each.mean(0), success, {"reward_per_agent": each.t().float()}
 
 
 class Tag(Particles):

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pettingzoo.test import parallel_api_test, parallel_seed_test
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
+from envs.adapt import to_pettingzoo
 from envs.particles import Particles, formation
 
 SCENARIOS = [name for name in envs.ENVS if name.startswith("particles/")]
@@ -103,7 +105,7 @@ def test_steps_with_contacts_are_those_of_mpe2(discrete, precision, steps, toler
         assert np.abs(expected[:, : shown.shape[1]] - shown).max() < 30 * tolerance, step
         assert (expected[:, shown.shape[1] :] == 0).all()  # communication
         paid = np.array([reward[f"agent_{i}"] for i in range(agents)])
-        assert np.abs(info["agent_reward"][0].numpy() - paid).max() < 10 * tolerance, step
+        assert np.abs(info["reward_per_agent"][0].numpy() - paid).max() < 10 * tolerance, step
         assert team.item() == pytest.approx(paid.mean(), abs=10 * tolerance)
         apart = np.linalg.norm(position[:, None] - position, axis=-1) + np.eye(agents)
         contacts += int((apart < 0.3).any())
@@ -261,7 +263,7 @@ def test_hidden_things_are_zeros():
     env = make("spread", visibility=0.5, agents=3)
     env.reset(seed=0)
     put(env, [[0, 0], [0.4, 0], [0, 0.9]], [[0.1, 0.1], [1, 1], [0, 0.45]])
-    obs, _ = env._look(env.table)
+    obs = env._see(env.table)
     assert torch.allclose(obs[0, 0, 4:8], torch.tensor([0.4, 0.0, 0.0, 0.0]))
     assert torch.allclose(obs[0, 0, 12:], torch.tensor([0.1, 0.1, 0.0, 0.0, 0.0, 0.45]))
     assert torch.allclose(obs[0, 2, :2], torch.tensor([0.0, 0.9]))  # itself it sees
@@ -386,3 +388,19 @@ def test_rendering_shows_agents_where_they_are():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make("free", **arguments)
+
+
+# ---- everybody's interfaces
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_keeps_every_promise_of_a_batched_environment(name):
+    envs.check(name, horizon=12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("actions", ["continuous", "discrete"])
+@pytest.mark.parametrize("name", ["spread", "tag", "assigned"])
+def test_pettingzoos_checkers_pass(name, actions):
+    parallel_api_test(to_pettingzoo(make(name, actions=actions)), num_cycles=60)
+    parallel_seed_test(lambda: to_pettingzoo(make(name, actions=actions)), num_cycles=30)
