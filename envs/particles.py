@@ -78,7 +78,8 @@ class Particles(BatchedEnv):
         arena: half-width of the walls [m]; None takes the scenario's, 0 is no walls.
         shape: 'line', 'circle' or 'v', for `formation` alone; None is a circle.
         precision: 'single' or 'double' for the simulation; observations are single.
-        compile: fuse a step by `torch.compile` (needs a C++ compiler; seconds at the first step).
+        compile: fuse a step by `torch.compile` (needs a C++ compiler; seconds at the first step); equal
+            to rounding.
 
     Raises:
         ValueError: an argument out of range.
@@ -222,8 +223,12 @@ class Particles(BatchedEnv):
         apart = position[:, :, None] - position[:, None]
         # The tiny summand stands for mpe2's exclusion of a body with itself: no 0 / 0.
         distance = torch.linalg.vector_norm(apart, dim=0) + 1e-30
-        depth = functional.softplus(self._touching - distance, 1 / CONTACT_MARGIN, 40)
-        return (apart * (CONTACT_FORCE * depth / distance)).sum(2)
+        # Hard contact, then mpe2's softness; in double, because the last bit of a vectorised exp
+        # depends on where in memory it falls: a row would not be the same among other rows.
+        hard = torch.add(self._stiff, distance, alpha=-CONTACT_FORCE)
+        exact = hard if torch.compiler.is_compiling() else hard.double()
+        push = functional.softplus(exact, 1 / (CONTACT_MARGIN * CONTACT_FORCE), 40).to(self.dtype)
+        return (apart * (push / distance)).sum(2)
 
     def _see(self, table: Tensor) -> Tensor:
         """Observations [N, A, D] of a table."""
@@ -258,6 +263,7 @@ class Particles(BatchedEnv):
 
         size = column("size")
         self._touching = (size[:, None] + size)[..., None]  # [B, B, 1] distance of contact
+        self._stiff = CONTACT_FORCE * self._touching
         self._dt_over_mass = (self.dt / column("mass"))[:, None]
         self._max_speed = column("max_speed")[:, None]
         self._limited = any(math.isfinite(body.max_speed) for body in self.bodies)
@@ -434,6 +440,10 @@ class Tag(Particles):
     )
     walls = 1.2
 
+    def _constants(self, features: list[list[tuple[int, int, int]]]) -> None:
+        super()._constants(features)
+        self._corner = torch.tensor(self.arena**2 + 1e-3, dtype=self.dtype, device=self.device)
+
     def script(self, position: Tensor, velocity: Tensor) -> Sequence[Tensor]:
         """The evader's flight [2, 1, N], and nothing on the obstacles."""
         agents = self.num_agents or 0
@@ -442,7 +452,7 @@ class Tag(Particles):
         distance = torch.linalg.vector_norm(away, dim=0) + 1e-2
         flight = (away / distance.pow(3)).sum(1, keepdim=True)
         if self.arena:  # 1 / room² on the near side less that on the far side, in one fraction
-            room = self.arena**2 + 1e-3 - evader.square()
+            room = torch.addcmul(self._corner, evader, evader, value=-1)
             flight = torch.addcdiv(flight, evader, room.square(), value=-4 * self.arena)
         force = functional.normalize(flight, dim=0) * self.others[0].accel
         return force, self._nothing[:, 1:]
