@@ -327,7 +327,7 @@ class Scripted:
 
 
 def test_metrics_tell_coordination_from_degeneracy(tiny):
-        agent = MASD(**tiny)
+    agent = MASD(**tiny)
     together = coordination.metrics(agent, Scripted("joint").episodes(agent, 1200))
     apart = coordination.metrics(agent, Scripted("apart").episodes(agent, 1200))
     assert together["joint"] > 0.4
