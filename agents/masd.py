@@ -141,7 +141,12 @@ class MASDConfig(AgentConfig):
         require(0 < self.target_rate <= 1, "target_rate", self.target_rate, "in (0, 1]")
         widths = bool(self.hidden) and min(self.hidden) > 0
         require(widths, "hidden", self.hidden, "positive widths")
-        require(self.skill_size >= (2 if self.skill == "discrete" else 1), "skill_size", self.skill_size, "at least 2")
+        require(
+            self.skill_size >= (2 if self.skill == "discrete" else 1),
+            "skill_size",
+            self.skill_size,
+            "at least 2",
+        )
         if self.fixed_skill is not None:
             valid = self.skill == "discrete" and 0 <= self.fixed_skill < self.skill_size
             require(valid, "fixed_skill", self.fixed_skill, "one of the discrete skills")
@@ -447,7 +452,10 @@ class MASD(Agent):
         return coordination.rollout(self, episodes, env, deterministic)
 
     def evaluate(
-        self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = False
+        self,
+        env: BatchedEnv | None = None,
+        episodes: int | None = None,
+        deterministic: bool = False,
     ) -> dict[str, float]:
         """See `Agent`; by default of the policy as trained, exploration included."""
         return super().evaluate(env, episodes, deterministic)

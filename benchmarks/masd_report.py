@@ -86,8 +86,8 @@ def _downstream(rows: list[dict[str, Any]]) -> str:
         text.append(table(group(of_task, _way), DOWNSTREAM, "learner") + "\n")
         scratch = [r for r in of_task if r["way"] == "scratch"]
         for name, of_way in group(of_task, _way).items():
-            if name == "scratch":
-                continue
+            if name == "scratch" or min(len(of_way), len(scratch)) < 5:
+                continue  # fewer seeds have no interval worth the name
             for column in ("auc_10", "auc_100"):
                 low = interval([r[column] for r in of_way])[1]
                 high = interval([r[column] for r in scratch])[2]

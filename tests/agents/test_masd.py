@@ -278,7 +278,12 @@ def test_rollout_skills_gives_final_positions(tiny):
 def test_fine_tuning_starts_as_the_pretrained_policy_acts(tiny, tmp_path):
     source = MASD(**tiny).learn()
     source.save(tmp_path / "skills.ckpt")
-    settings = {"task_weight": 1.0, "skill_weight": 0.0, "fixed_skill": 3, "env": "particles/spread"}
+    settings = {
+        "task_weight": 1.0,
+        "skill_weight": 0.0,
+        "fixed_skill": 3,
+        "env": "particles/spread",
+    }
     agent = MASD(**tiny | settings, pretrained=str(tmp_path / "skills.ckpt"))
     agent.start_from(agent.config.pretrained)
     obs = torch.randn(6, 3, 18)

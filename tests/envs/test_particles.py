@@ -92,7 +92,9 @@ def test_steps_with_contacts_are_those_of_mpe2(discrete, precision, steps, toler
             action = action.astype(np.float32)
             given = torch.as_tensor(action)[None]
             foreign = {
-                f"agent_{i}": np.array([0, max(-x, 0), max(x, 0), max(-y, 0), max(y, 0)], np.float32)
+                f"agent_{i}": np.array(
+                    [0, max(-x, 0), max(x, 0), max(-y, 0), max(y, 0)], np.float32
+                )
                 for i, (x, y) in enumerate(action)
             }
         obs, reward, *_ = theirs.step(foreign)
