@@ -111,7 +111,7 @@ def skills(steps: int, seeds: int, jobs: int) -> None:
 
 
 def collect_skills(steps: int, seeds: int) -> None:
-    """skills.csv from the runs that are done; a random policy's row comes with every seed of MASD."""
+    """skills.csv from the runs that are done; a random policy's rows come with those of MASD."""
     rows = []
     for run in skill_runs(steps, seeds):
         path = directory(run) / "done.json"

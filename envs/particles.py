@@ -1,4 +1,4 @@
-"""Particle worlds: discs pushed by forces in the plane, many agents, all environments in one tensor.
+"""Particle worlds: discs pushed by forces in the plane, all environments in one tensor.
 
 Pure torch on any device. The physics is that of the Multi-Particle Environments (Lowe et al. 2017)
 as `mpe2` has it, to rounding; `spread` is their `simple_spread`. The other scenarios are ours.
@@ -6,8 +6,8 @@ as `mpe2` has it, to rounding; `spread` is their `simple_spread`. The other scen
 Shape letters: N environments, A agents, B bodies (agents first), L marks, D observation features.
 
 Inside, the whole simulation is one tensor, the table [R, N]: a row for each coordinate (x of every
-body, y of every body, their velocities, x and y of every mark) and a last row of zeros. Environments
-lie innermost, so every operation runs over contiguous memory, and the number of operations depends
+body, y of every body, their velocities, x and y of every mark) and a last row of zeros. The rows of
+environments lie innermost, so every operation runs over contiguous memory, and the number of operations depends
 neither on N nor on A. An observation is the difference of two rows of the table.
 """
 
@@ -78,8 +78,8 @@ class Particles(BatchedEnv):
         arena: half-width of the walls [m]; None takes the scenario's, 0 is no walls.
         shape: 'line', 'circle' or 'v', for `formation` alone; None is a circle.
         precision: 'single' or 'double' for the simulation; observations are single.
-        compile: fuse a step by `torch.compile` (needs a C++ compiler; seconds at the first step); equal
-            to rounding.
+        compile: fuse a step by `torch.compile` (needs a C++ compiler; seconds at the first step);
+            equal to rounding.
 
     Raises:
         ValueError: an argument out of range.
@@ -496,8 +496,10 @@ class Formation(Particles):
 
 
 def formation(shape: str, agents: int) -> Tensor:
-    """Places of a formation [A, 2] [m]: a line of 1.2 m, a circle of radius 0.5 m, or a V of 90
-    degrees with arms of 0.8 m."""
+    """Places of a formation, [A, 2] [m].
+
+    A line of 1.2 m, a circle of radius 0.5 m, or a V of 90 degrees with arms of 0.8 m.
+    """
     if shape == "circle":
         angle = torch.arange(agents) * (2 * math.pi / agents)
         return 0.5 * torch.stack([angle.cos(), angle.sin()], 1)

@@ -11,7 +11,6 @@ from mi.objectives.skill import (
     SkillObjective,
     TemporalDistance,
 )
-
 from mi.objectives.synergy import GroupInformation, Synergy, groups
 
 __all__ = [

@@ -12,8 +12,8 @@ def discrete_continuous(x: Tensor, label: Tensor, neighbors: int = 3) -> float:
     """I(X; Y) of continuous x and discrete y [nats]: Ross, PLoS ONE 2014, eq. 2.
 
     Samples whose neighbours are all at the same point (where walls stop them, say) count these
-    instead, as Gao et al. 2017 do. A consistent estimate, not a bound; biased towards 0 in many dimensions. Chebyshev distances
-    between standardised features.
+    instead, as Gao et al. 2017 do. A consistent estimate, not a bound; biased towards 0 in many
+    dimensions. Chebyshev distances between standardised features.
 
     Args:
         x: samples [E, D].

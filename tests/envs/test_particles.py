@@ -1,4 +1,4 @@
-"""Particle worlds: mpe2's physics and `simple_spread`, the other scenarios by hand, speed's promise."""
+"""Particle worlds: mpe2's physics and `simple_spread`, the other scenarios by hand."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_bodies_of_other_mass_speed_and_obstacles_are_those_of_mpe2():
         env.step(action)
     expected = np.array([entity.state.p_pos for entity in world.entities])
     assert np.abs(env._split(env.table)[0][:, :, 0].numpy().T - expected).max() < 1e-6
-    assert (env._split(env.table)[0][:, -2:, 0].numpy().T == start[-2:]).all()
+    assert (start[-2:] == env._split(env.table)[0][:, -2:, 0].numpy().T).all()
 
 
 # ---- the contract
