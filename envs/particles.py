@@ -6,9 +6,9 @@ as `mpe2` has it, to rounding; `spread` is their `simple_spread`. The other scen
 Shape letters: N environments, A agents, B bodies (agents first), L marks, D observation features.
 
 Inside, the whole simulation is one tensor, the table [R, N]: a row for each coordinate (x of every
-body, y of every body, their velocities, x and y of every mark) and a last row of zeros. The rows of
-environments lie innermost, so every operation runs over contiguous memory, and the number of operations depends
-neither on N nor on A. An observation is the difference of two rows of the table.
+body, y of every body, their velocities, x and y of every mark) and a last row of zeros. So every
+operation runs over contiguous memory, and the number of operations depends neither on N nor on A.
+An observation is the difference of two rows of the table.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Particles(BatchedEnv):
         position = torch.add(position, velocity, alpha=self.dt)
         velocity = torch.addcmul(velocity * (1 - DAMPING), force, self._dt_over_mass)
         if self._limited:
-            speed = torch.linalg.vector_norm(velocity, dim=0)
+            speed = _norm(velocity)
             velocity = velocity * (self._max_speed / speed).clamp(max=1.0)  # at rest: inf -> 1
         if self.arena:
             inside = position.clamp(-self.arena, self.arena)
@@ -222,7 +222,7 @@ class Particles(BatchedEnv):
         """Forces [2, B, N] of overlapping bodies on each other (mpe2's `get_collision_force`)."""
         apart = position[:, :, None] - position[:, None]
         # The tiny summand stands for mpe2's exclusion of a body with itself: no 0 / 0.
-        distance = torch.linalg.vector_norm(apart, dim=0) + 1e-30
+        distance = _norm(apart) + 1e-30
         # Hard contact, then mpe2's softness; in double, because the last bit of a vectorised exp
         # depends on where in memory it falls: a row would not be the same among other rows.
         hard = torch.add(self._stiff, distance, alpha=-CONTACT_FORCE)
@@ -232,6 +232,11 @@ class Particles(BatchedEnv):
 
     def _see(self, table: Tensor) -> Tensor:
         """Observations [N, A, D] of a table."""
+        if torch.compiler.is_compiling():  # constants that the compiler unrolls
+            obs = torch.stack([table[a] - table[b] for a, b in self._pairs_of_rows], 1)
+            if self.visibility is not None:
+                obs = obs * self._visible(table).index_select(0, self._owner).t()
+            return obs.view(self.num_envs, self.num_agents, -1).float()
         seen, origin = table.index_select(0, self._rows).chunk(2)
         obs = seen - origin
         if self.visibility is not None:
@@ -272,6 +277,7 @@ class Particles(BatchedEnv):
         index = torch.tensor(features, device=self.device).flatten(0, 1)  # [A D, 3]
         seen, origin, self._owner = index.t().contiguous()
         self._rows = torch.cat([seen, origin])
+        self._pairs_of_rows = list(zip(seen.tolist(), origin.tolist(), strict=True))
         shape = (2, len(self.others), self.num_envs)
         self._nothing = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
@@ -377,9 +383,16 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
 
 
+def _norm(x: Tensor) -> Tensor:
+    """Lengths of vectors [2, ...]: in one operation, or in those that compile well."""
+    if torch.compiler.is_compiling():
+        return (x[0] * x[0] + x[1] * x[1]).sqrt()
+    return torch.hypot(x[0], x[1])
+
+
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Distances between two sets of points, [2, P, N] and [2, Q, N] -> [P, Q, N]."""
-    return torch.linalg.vector_norm(a[:, :, None] - b[:, None], dim=0)
+    return _norm(a[:, :, None] - b[:, None])
 
 
 # ---- scenarios
@@ -402,7 +415,7 @@ class Spread(Particles):
       the place of the other agents' velocities;
     - mpe2's `continuous_actions` (nothing, left, right, down, up), each in [0, 1], push by right -
       left and up - down, which is our action; its discrete actions are ours;
-    - `info["reward_per_agent"]` [N, A] is what mpe2 pays each agent; the team's reward is their mean.
+    - `info["reward_per_agent"]` [N, A] is what mpe2 pays each agent; the team gets their mean.
 
     Success is mpe2's: an agent within 0.1 m of every mark.
     """
@@ -449,12 +462,12 @@ class Tag(Particles):
         agents = self.num_agents or 0
         evader = position[:, agents : agents + 1]
         away = evader - position[:, :agents]
-        distance = torch.linalg.vector_norm(away, dim=0) + 1e-2
+        distance = _norm(away) + 1e-2
         flight = (away / distance.pow(3)).sum(1, keepdim=True)
         if self.arena:  # 1 / room² on the near side less that on the far side, in one fraction
             room = torch.addcmul(self._corner, evader, evader, value=-1)
             flight = torch.addcdiv(flight, evader, room.square(), value=-4 * self.arena)
-        force = functional.normalize(flight, dim=0) * self.others[0].accel
+        force = flight * (self.others[0].accel / _norm(flight))
         return force, self._nothing[:, 1:]
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -489,9 +502,9 @@ class Formation(Particles):
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Closeness of the shape and of its centre [m]."""
         first, second = self._pairs
-        apart = torch.linalg.vector_norm(position[:, first] - position[:, second], dim=0)
+        apart = _norm(position[:, first] - position[:, second])
         shape = (apart.sort(0).values - self._wanted).abs().mean(0)
-        centre = torch.linalg.vector_norm(position.mean(1) - marks[:, 0], dim=0)
+        centre = _norm(position.mean(1) - marks[:, 0])
         return -shape - centre, torch.maximum(shape, centre) < 0.1, {}
 
 
@@ -544,7 +557,7 @@ class Assigned(Particles):
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """1 when all are there."""
-        success = torch.linalg.vector_norm(position - marks, dim=0).amax(0) < 0.15
+        success = _norm(position - marks).amax(0) < 0.15
         return success.float(), success, {}
 
 
