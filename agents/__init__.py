@@ -36,10 +36,12 @@ from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E40
 from agents.core.config import ConfigError  # noqa: E402
 from agents.core.hierarchy import SkillEnv, SkillPlanner  # noqa: E402
 from agents.core.log import NonFiniteError  # noqa: E402
+from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
 __all__ = [
     "AGENTS",
+    "MASD",
     "SLIM",
     "Agent",
     "AgentConfig",
@@ -51,7 +53,7 @@ __all__ = [
     "load",
 ]
 
-AGENTS: dict[str, type[Agent]] = {"slim": SLIM}
+AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD}
 
 
 def load(path: str | Path, **kwargs: Any) -> Agent:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from gymnasium.vector import AutoresetMode
 
-from envs import suite
+from envs import particles, suite
 from envs.base import BatchedEnv, CounterRNG
 from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
@@ -59,6 +59,13 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "dmc/pendulum-swingup": factory(suite.Pendulum),
     "dmc/quadruped-walk": factory(partial(suite.Quadruped, speed=0.5)),
     "dmc/quadruped-run": factory(partial(suite.Quadruped, speed=5)),
+    "particles/free": particles.Free,
+    "particles/spread": particles.Spread,
+    "particles/tag": particles.Tag,
+    "particles/formation": particles.Formation,
+    "particles/rendezvous": particles.Rendezvous,
+    "particles/assigned": particles.Assigned,
+    "particles/push-ball": particles.PushBall,
 }
 
 

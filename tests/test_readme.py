@@ -14,6 +14,11 @@ SMALL = {
     "discovery_updates": "2", "eval_episodes": "16", "env_kwargs.num_threads": "1",
     "env_kwargs.horizon": "20",
 }  # fmt: skip
+SMALL_TEAM = {
+    "total_timesteps": "200", "num_envs": "8", "horizon": "10", "hidden": "[16,16]",
+    "discriminator_updates": "2", "eval_episodes": "32", "env_kwargs.horizon": "20",
+}  # fmt: skip
+TEAMS = ("masd", "joint-diayn", "masd-pairs", "mappo")
 
 
 def blocks(language: str) -> list[str]:
@@ -42,11 +47,13 @@ def test_train_lines_run_in_order(tmp_path):
     for line in lines:
         if "=" in line[-1] and line[0] not in ("eval", "resume"):
             given = {argument.partition("=")[0] for argument in line}
-            line = [*line, *(f"{k}={v}" for k, v in SMALL.items() if k not in given)]
+            small = SMALL_TEAM if line[0] in TEAMS else SMALL
+            line = [*line, *(f"{k}={v}" for k, v in small.items() if k not in given)]
             # The small settings must not change the directory that later lines name.
             seed = next((a for a in line if a.startswith("seed=")), "seed=0")
             plain = len(given - {line[0], "env", "seed"}) == 0
-            line.append(f"run=runs/slim-tabletop/{seed}" if plain else f"run=runs/{len(given)}")
+            name = f"slim-tabletop/{seed}" if plain else f"{len(given)}"
+            line.append(f"run=runs/{line[0] if line[0] in TEAMS else name}")
         done = subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *line], cwd=tmp_path, capture_output=True,
             text=True, timeout=600,

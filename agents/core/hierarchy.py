@@ -17,6 +17,7 @@ from agents.core.nets import RunningNorm, mlp
 from envs.base import BatchedEnv
 
 if TYPE_CHECKING:
+    from agents.masd import MASD
     from agents.slim import SLIM
 
 
@@ -41,22 +42,26 @@ class SkillEnv(BatchedEnv):
         ValueError: the environment and the agent, or `hold` and the horizon, do not fit.
     """
 
-    def __init__(self, env: BatchedEnv, agent: SLIM, hold: int = 2, rest: bool = False) -> None:
+    def __init__(
+        self, env: BatchedEnv, agent: SLIM | MASD, hold: int = 2, rest: bool = False
+    ) -> None:
         if env.device.type != agent.device.type:
             raise ValueError(
                 f"SkillEnv: the agent is on {agent.device}, the environment on {env.device}"
             )
         trained, space = agent.env.single_observation_space, env.single_observation_space
         assert trained.shape and space.shape
-        if space.shape[0] < trained.shape[0]:
+        if space.shape[-1] < trained.shape[-1]:
             raise ValueError(
-                f"SkillEnv: the agent reads {trained.shape[0]} observation columns, "
-                f"the environment has {space.shape[0]}"
+                f"SkillEnv: the agent reads {trained.shape[-1]} observation columns, "
+                f"the environment has {space.shape[-1]}"
             )
         if hold < 1 or env.max_episode_steps % hold:
             raise ValueError(
                 f"hold={hold}: expected a divisor of the horizon, {env.max_episode_steps} steps"
             )
+        if getattr(agent, "codes", 1) > 1:
+            raise ValueError("SkillEnv: expected one skill for the team, not one for each agent")
         size = agent.config.skill_size
         action: gym.Space[Any] = (
             gym.spaces.Discrete(size + rest)
@@ -66,7 +71,7 @@ class SkillEnv(BatchedEnv):
         super().__init__(env.num_envs, space, action, env.device, env.rng.seed)
         self.env, self.agent, self.hold, self.rest = env, agent, hold, rest
         self.max_episode_steps = env.max_episode_steps // hold
-        self.rng, self._width = env.rng, trained.shape[0]
+        self.rng, self._width = env.rng, trained.shape[-1]
 
     def skills(self, action: Tensor) -> Tensor:
         """Skills [..., Z] of actions: a direction of length 1, one category of Z, or 0 to rest."""
@@ -88,8 +93,11 @@ class SkillEnv(BatchedEnv):
         cost, terminated = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.bool)
         info: dict[str, Any] = {}
         for _ in range(self.hold):
-            low_level, _ = self.agent.act(env._observe()[:, : self._width], state, True)
-            reward, ended, info = env._advance(low_level * moving if self.rest else low_level)
+            low_level, _ = self.agent.act(env._observe()[..., : self._width], state, True)
+            if self.rest:
+                moving = moving.view(-1, *[1] * (low_level.dim() - 1))
+                low_level = torch.where(moving, low_level, 0)
+            reward, ended, info = env._advance(low_level)
             env.elapsed += 1
             total += torch.where(terminated, 0.0, reward)
             cost += info.get("cost", torch.zeros_like(cost))

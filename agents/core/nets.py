@@ -110,6 +110,48 @@ class GaussianPolicy(nn.Module):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return mean + log_std.exp() * noise
 
+    def mode(self, x: Tensor) -> Tensor:
+        """The likeliest action, [..., U]."""
+        return self.mean(x)
+
+    def judge(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of an action and entropy, [...] each."""
+        mean, log_std = self(x)
+        log_prob = gaussian_log_prob(action, mean, log_std)
+        return log_prob, (log_std + 0.5 + 0.5 * LOG_2PI).sum().expand(log_prob.shape)
+
+
+class CategoricalPolicy(nn.Module):
+    """Softmax over U actions; the interface of `GaussianPolicy`.
+
+    Args:
+        inputs: size of x.
+        hidden: widths of the hidden layers.
+        actions: U.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], actions: int) -> None:
+        super().__init__()
+        self.mean = mlp(inputs, hidden, actions, output_gain=0.01)
+
+    def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """An action, int64 [...]."""
+        uniform = torch.rand(
+            (*x.shape[:-1], self.mean[-1].out_features), generator=generator, device=x.device
+        )
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-10)).clamp_min(1e-10))  # Gumbel's
+        return (self.mean(x) + noise).argmax(-1)
+
+    def mode(self, x: Tensor) -> Tensor:
+        """The likeliest action, int64 [...]."""
+        return self.mean(x).argmax(-1)
+
+    def judge(self, x: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of an action and entropy, [...] each."""
+        log_prob = torch.log_softmax(self.mean(x), -1)
+        chosen = log_prob.gather(-1, action[..., None])[..., 0]
+        return chosen, -(log_prob.exp() * log_prob).sum(-1)
+
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log N(action; mean, diag exp(log_std)²), [...]."""

@@ -76,6 +76,33 @@ def plot_skills(panels: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None
     save_figure(figure, path)
 
 
+def plot_team(paths: Tensor, path: Path) -> None:
+    """How the agents of a team move under each skill, one panel per skill, a colour per agent.
+
+    Args:
+        paths: positions [T, K, E, A, 2] [m] of E episodes of each of K skills.
+        path: of the PNG.
+    """
+    paths = paths.cpu()
+    count = paths.shape[1]
+    columns = min(count, 4)
+    rows = math.ceil(count / columns)
+    extent = max(0.1, float(paths.abs().max())) * 1.05
+    figure = Figure(figsize=(3 * columns, 3 * rows + 0.4), layout="constrained")
+    for k in range(count):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        for agent in range(paths.shape[3]):
+            x, y = paths[:, k, :, agent].permute(2, 0, 1).numpy()
+            colour = colormaps["tab10"](agent % 10)
+            axes.plot(x, y, color=colour, linewidth=1, alpha=0.6)
+            axes.scatter(x[0, :1], y[0, :1], color=colour, marker="x", s=30)
+            axes.scatter(x[-1], y[-1], color=colour, s=20, zorder=3)
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal", title=f"skill {k}")
+        axes.grid(alpha=0.3)
+    figure.suptitle("Paths of the agents [m] from one start (x) to the end (o)")
+    save_figure(figure, path)
+
+
 def write_video(path: Path, frames: Tensor, fps: int) -> None:
     """Write frames uint8 [T, N, 3, H, W] as an MP4 with the N environments in a grid."""
     path.parent.mkdir(parents=True, exist_ok=True)

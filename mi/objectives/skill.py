@@ -60,6 +60,10 @@ class CategoricalDiscriminator(SkillObjective):
         """Log q(skill | x), [B]."""
         return (functional.log_softmax(self.decoder(x), -1) * skill).sum(-1)
 
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """E log q(Z | x) over skills Z from the prior, [B]."""
+        return functional.log_softmax(self.decoder(x), -1).mean(-1)
+
     def loss(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
         """Cross-entropy of the skill given x_next."""
         return -self.log_prob(x_next, skill).mean()
@@ -99,6 +103,13 @@ class GaussianDiscriminator(SkillObjective):
         """Log q(skill | x), [B]."""
         return _gaussian(skill, self.decoder(x), self.min_std + functional.softplus(self.raw_std))
 
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """E log q(Z | x) over skills Z from the prior (zero mean, variance 1/Z), [B]."""
+        std = self.min_std + functional.softplus(self.raw_std)
+        mean = self.decoder(x)
+        spread = 0.5 * mean.shape[-1] * (self.prior_std / std).square()
+        return _gaussian(torch.zeros_like(mean), mean, std) - spread
+
     def loss(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
         """Negative log-likelihood of the skill given x_next."""
         return -self.log_prob(x_next, skill).mean()
@@ -114,6 +125,32 @@ def _gaussian(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log N(x; mean, std² I), [B]."""
     constant = std.log() + 0.5 * math.log(2 * math.pi)
     return -(0.5 * ((x - mean) / std).square() + constant).sum(-1)
+
+
+class ContrastiveUpperBound(SkillObjective):
+    """CLUB: I(Z; X') <= E log q(z|x') - E log q(z''|x'), z'' from the prior [nats].
+
+    Cheng et al. 2020, eq. 6, with the expectation over z'' in closed form. A bound only as far as
+    q is the true posterior, so it is trained by maximum likelihood like Barber-Agakov's; where that
+    is a lower bound, this one errs on the other side, which is what a quantity to be suppressed
+    wants.
+
+    Args:
+        decoder: q(z|x').
+    """
+
+    def __init__(self, decoder: CategoricalDiscriminator | GaussianDiscriminator) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def loss(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
+        """Negative log-likelihood of the skill given x_next."""
+        return self.decoder.loss(x, x_next, skill)
+
+    @torch.no_grad()
+    def pointwise(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
+        """Log q(z|x') - E log q(Z|x') over the prior."""
+        return self.decoder.log_prob(x_next, skill) - self.decoder.prior_log_prob(x_next)
 
 
 class MaxMin(nn.Module):

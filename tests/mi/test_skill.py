@@ -143,3 +143,34 @@ def test_proportional_term_damps_the_swing_of_dual_ascent():
         return torch.stack(costs[100:]).sub(2.0).abs().max().item()
 
     assert swing(2.0) < 0.5 * swing(0.0)
+
+
+def test_club_at_the_true_posterior_of_a_noisy_channel():
+    """Closed form, above the information where Barber-Agakov is equal to it."""
+    size, error = 4, 0.2
+    right, wrong = 1 - error, error / (size - 1)
+    decoder = mi.CategoricalDiscriminator(size, size)
+    decoder.decoder = nn.Linear(size, size, bias=False)
+    with torch.no_grad():  # type: ignore[arg-type]
+        decoder.decoder.weight.fill_(math.log(wrong)).fill_diagonal_(math.log(right))
+    club = mi.ContrastiveUpperBound(decoder)
+    shown, skill = torch.eye(size).repeat(size, 1), torch.eye(size).repeat_interleave(size, 0)
+    weight = torch.where((shown * skill).sum(-1) > 0, right, wrong) / size
+    value, exact = ((weight * o.pointwise(shown, shown, skill)).sum() for o in (club, decoder))
+    likely = right * math.log(right) + error * math.log(wrong)
+    assert exact.item() == pytest.approx(math.log(size) + likely, abs=1e-5)
+    unrelated = (math.log(right) + (size - 1) * math.log(wrong)) / size
+    assert value.item() == pytest.approx(likely - unrelated, abs=1e-5)
+    assert value > exact
+
+
+def test_prior_log_prob_is_the_mean_over_the_prior():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3)
+    categorical, gaussian = mi.CategoricalDiscriminator(3, 5), mi.GaussianDiscriminator(3, 2)
+    every = categorical.log_prob(x.expand(5, 3), torch.eye(5)).mean()
+    assert categorical.prior_log_prob(x).item() == pytest.approx(every.item(), abs=1e-6)
+    angle = torch.arange(360) * (math.pi / 180)
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    every = gaussian.log_prob(x.expand(360, 3), circle).mean()
+    assert gaussian.prior_log_prob(x).item() == pytest.approx(every.item(), abs=1e-4)

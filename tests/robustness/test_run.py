@@ -147,6 +147,10 @@ def cli(*arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
         (["slim", "env_kwargs.horizon=long"], "env=tabletop"),
         (["slim", "env_kwargs.num_envs=3"], "env_kwargs.num_envs=3: expected num_envs= instead"),
         (["slim", "env_kwargs.num_threads=-1"], "num_threads=-1: expected at least 0"),
+        (["masd", "subset_size=3"], "subset_size=3: expected less than the 3 agents"),
+        (["masd", "env_kwargs.visibility=0"], "the actors do not see the other agents"),
+        (["masd", "env=particles/fre"], "did you mean 'particles/free'?"),
+        (["masd", "env_kwargs.agents=1"], "agents=1: expected at least 2"),
         (["slim", "weights.speed=1"], "weights.speed: no such reward"),
         (["slim", "device=tpu"], "device='tpu': expected auto, cpu, cuda or cuda:<index>"),
         (["eval", "run=nowhere"], "nowhere/last.ckpt: no such checkpoint"),
@@ -155,7 +159,7 @@ def cli(*arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, arguments, message):
-    run = [f"run={tmp_path / 'run'}"] if arguments[0].startswith("sl") else []
+    run = [f"run={tmp_path / 'run'}"] if arguments[0][:2] in ("sl", "ma") else []
     code, out, err = cli(*arguments, *run)
     assert code == 2, out + err
     assert message in err, err

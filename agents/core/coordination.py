@@ -1,0 +1,198 @@
+"""Measuring and showing the skills of a team: how much a skill is told by all, by some, by one.
+
+Everything is measured on a frozen policy by decoders that are fitted afresh and judged on held-out
+episodes (`mi.decode`), with a nearest-neighbour estimate beside them. Information is in nats, about
+the states at the end of an episode.
+
+Shape letters: E episodes, A agents, F features of an agent's state, K skills.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import mi
+from agents.core import plot
+from agents.core.evaluate import Episodes, play
+from envs.adapt import can_render
+from envs.base import BatchedEnv
+
+if TYPE_CHECKING:
+    from agents.masd import MASD
+
+BIN = 0.5  # side of a coverage bin [m]
+PAIRS = 6  # pairs that are measured at most
+
+
+def labels(agent: MASD, skill: Tensor) -> Tensor:
+    """Numbers int64 [E] of discrete skills [E, C K]: sum over codes of code_i K^i."""
+    code = skill.unflatten(-1, (agent.codes, -1)).argmax(-1)
+    return (code * agent.config.skill_size ** torch.arange(agent.codes, device=code.device)).sum(-1)
+
+
+def final_states(agent: MASD, episodes: Episodes) -> Tensor:
+    """States of all agents at the end, [E, A, F]."""
+    return episodes.last_obs[..., agent.columns]
+
+
+def rollout(
+    agent: MASD, episodes: int, env: BatchedEnv | None = None, deterministic: bool = False
+) -> tuple[Tensor, Tensor]:
+    """See `MASD.rollout_skills`."""
+    seed = agent.config.seed + 2
+    with agent.using(torch.Generator(agent.device).manual_seed(seed)):
+        played = play(agent, env or agent.make_eval_env(episodes), seed, deterministic)
+    skill = played.state["skill"]
+    if agent.config.skill == "discrete":
+        skill = labels(agent, skill)
+    return final_states(agent, played)[:episodes], skill[:episodes]
+
+
+def metrics(agent: MASD, episodes: Episodes) -> dict[str, float]:
+    """What a team's states tell about its skill.
+
+    - `joint`, `joint_accuracy`: from the states of all agents;
+    - `single_0` ..., `single_max`, `single_mean`: from that of one;
+    - `pair_max`, `pair_mean`: from those of two, where there are more agents than that;
+    - `relative`: from the states relative to their mean;
+    - `coordination`: joint - single_max, what only the team tells;
+    - `joint_knn`, `single_knn_max` (discrete skills): the same by another estimator;
+    - `coverage`: distinct bins of 0.5 m of the team's joint state.
+    """
+    x, skill = final_states(agent, episodes), episodes.state["skill"]
+    agents = range(x.shape[1])
+    joint = _decode(agent, x, skill)
+    single = [_decode(agent, x[:, [i]], skill).nats for i in agents]
+    results = {
+        "joint": joint.nats,
+        "single_max": max(single),
+        "single_mean": sum(single) / len(single),
+        "coordination": joint.nats - max(single),
+        "relative": _decode(agent, x - x.mean(1, keepdim=True), skill).nats,
+        "coverage": float(len(torch.unique((x.flatten(1) / BIN).round(), dim=0))),
+    }
+    results |= {f"single_{i}": value for i, value in enumerate(single)}
+    pairs = list(itertools.combinations(agents, 2)) if len(agents) > 2 else []
+    if pairs:
+        chosen = pairs[:: -(-len(pairs) // PAIRS)]
+        values = [_decode(agent, x[:, pair], skill).nats for pair in chosen]
+        results |= {"pair_max": max(values), "pair_mean": sum(values) / len(values)}
+    if agent.config.skill == "discrete":
+        label = labels(agent, skill)
+        results["joint_accuracy"] = joint.accuracy
+        results["joint_knn"] = mi.discrete_continuous(x.flatten(1), label)
+        results["single_knn_max"] = max(mi.discrete_continuous(x[:, i], label) for i in agents)
+    return results
+
+
+def _decode(agent: MASD, x: Tensor, skill: Tensor) -> mi.Decoded:
+    discrete = agent.config.skill == "discrete"
+    if discrete:
+        classes = agent.config.skill_size**agent.codes
+        skill = functional.one_hot(labels(agent, skill), classes).float()
+    steps = min(400, max(25, len(x) // 8))
+    return mi.decode(x.flatten(1), skill, discrete, steps=steps, seed=agent.config.seed)
+
+
+class Intervened:
+    """A team in which some agents act at random, whatever the policy says.
+
+    Args:
+        agent: the team's policy.
+        random: which agents act at random; all of them make a random policy.
+    """
+
+    def __init__(self, agent: MASD, random: Sequence[int]) -> None:
+        self.agent, self.random = agent, list(random)
+        self.generator = torch.Generator(agent.device).manual_seed(agent.config.seed + 3)
+
+    def initial_state(self, num_envs: int) -> dict[str, Tensor]:
+        """Skills from the prior."""
+        with self.agent.using(self.generator):
+            return self.agent.initial_state(num_envs)
+
+    def act(
+        self, obs: Tensor, state: dict[str, Tensor], deterministic: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The team's actions with those of some agents replaced."""
+        with self.agent.using(self.generator):
+            action, state = self.agent.act(obs, state, deterministic)
+        space: Any = self.agent.env.single_action_space
+        unit = torch.rand(action.shape, generator=self.generator, device=action.device)
+        if isinstance(space, gym.spaces.Box):
+            low, high = (torch.as_tensor(b, device=action.device) for b in (space.low, space.high))
+            noise = low + (high - low) * unit
+        else:
+            noise = (unit * self.agent.actions).long()
+        action[:, self.random] = noise[:, self.random]
+        return action, state
+
+
+def interventions(agent: MASD, episodes: int, seed: int) -> dict[str, float]:
+    """Joint information when one agent acts at random: where skills are coordination it falls.
+
+    Returns:
+        `intervened`: the joint information, averaged over who acts at random; `intervened_min`;
+        and `random/...`: `metrics` of a team of which everybody does.
+    """
+    env = agent.make_eval_env(episodes)
+    values = []
+    for i in range(agent.agents):
+        played = play(Intervened(agent, [i]), env, seed, deterministic=False)
+        values.append(_decode(agent, final_states(agent, played), played.state["skill"]).nats)
+    everybody = play(Intervened(agent, range(agent.agents)), env, seed)
+    random = metrics(agent, everybody) | {"return_mean": everybody.returns.mean().item()}
+    results = {"intervened": sum(values) / len(values), "intervened_min": min(values)}
+    return results | {f"random/{name}": value for name, value in random.items()}
+
+
+def report(agent: MASD, directory: Path) -> dict[str, float]:
+    """Interventions; `plots/skills.png` and, where the environment renders, `video/skills.mp4`."""
+    seed = agent.config.seed + 2
+    skills = evenly_spread(agent, 8)
+    paths = trajectories(agent, skills.repeat_interleave(4, 0), seed)
+    plot.plot_team(paths.unflatten(1, (len(skills), 4)), directory / "plots" / "skills.png")
+    record(agent, skills, directory / "video" / "skills.mp4", seed)
+    return interventions(agent, agent.config.eval_episodes, seed)
+
+
+def evenly_spread(agent: MASD, count: int) -> Tensor:
+    """Up to `count` skills [K, C Z]: all discrete ones if they are so few, or draws."""
+    config = agent.config
+    if config.skill == "discrete" and agent.codes == 1:
+        return torch.eye(config.skill_size, device=agent.device)[:count]
+    with agent.using(torch.Generator(agent.device).manual_seed(0)):
+        return agent.initial_state(count)["skill"]
+
+
+def trajectories(agent: MASD, skills: Tensor, seed: int) -> Tensor:
+    """Paths of all agents, all teams from the same start, [T, E, A, 2]."""
+    env = agent.make_eval_env(len(skills))
+    env.rng.share()
+    seen: list[Tensor] = []
+    with agent.using(torch.Generator(agent.device).manual_seed(seed)):
+        state = agent.initial_state(len(skills)) | {"skill": skills}
+        played = play(agent, env, seed, False, state, seen.append)
+    path = torch.stack([*seen, played.last_obs])[..., agent.columns[:2]]
+    return functional.pad(path, (0, 2 - path.shape[-1]))  # a single feature is x
+
+
+def record(agent: MASD, skills: Tensor, path: Path, seed: int) -> None:
+    """Video of the skills side by side, all from the same start."""
+    env = agent.make_eval_env(len(skills))
+    if not can_render(env):
+        return
+    env.rng.share()
+    frames: list[Tensor] = []
+    with agent.using(torch.Generator(agent.device).manual_seed(seed)):
+        state = agent.initial_state(len(skills)) | {"skill": skills}
+        play(agent, env, seed, True, state, lambda _: frames.append(env.render().clone()))  # type: ignore[union-attr]
+    plot.write_video(path, torch.stack(frames), fps=round(1 / (env.dt or 0.1)))

@@ -1,0 +1,1 @@
+"""Estimators that measure: from samples to nats, fitted and judged on different samples."""
