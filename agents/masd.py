@@ -108,7 +108,7 @@ class MASDConfig(AgentConfig):
     """Passes over the experience per update (mappo)."""
     minibatches: int = 4
     """Gradient steps per pass (mappo)."""
-    entropy: float = 0.003
+    entropy: float = 0.01
     """Weight of the policy's entropy (mappo)."""
     max_grad_norm: float = 0.5
     """Gradient clipping (mappo)."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mujoco
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "mujoco", "gymnasium", "stable-baselines3", "numpy", "scipy")
@@ -32,6 +35,23 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
     note(path)
+
+
+def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
+    """Each run in a process of its own with one torch thread, `jobs` at a time, with progress.
+
+    The script that calls this is called again as `<script> <command> <run as JSON>`.
+    """
+
+    def one(run: dict[str, Any]) -> None:
+        arguments = [sys.executable, sys.argv[0], command, json.dumps(run)]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{run}: {done.stderr[-2000:]}")
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
+        for _ in pool.map(one, runs):
+            bar.update()
 
 
 def note(result: Path, name: str = "", packages: tuple[str, ...] = ()) -> None:

@@ -14,23 +14,19 @@ intervals over seeds (Agarwal et al. 2021).
 
 from __future__ import annotations
 
-import csv
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from common import in_parallel, write_csv  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "masd"
 RUNS = ROOT / "runs" / "benchmark" / "masd"
 
@@ -330,51 +326,6 @@ def report() -> None:
     from masd_report import write_report
 
     write_report(RESULTS)
-
-
-# ---- shared
-
-
-def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
-    """Each run in its own process with one torch thread, `jobs` at a time, with progress."""
-    from tqdm import tqdm
-
-    def one(run: dict[str, Any]) -> None:
-        arguments = [sys.executable, __file__, command, json.dumps(run)]
-        done = subprocess.run(arguments, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{run}: {done.stderr[-2000:]}")
-
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
-        for _ in pool.map(one, runs):
-            bar.update()
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-    note(path.name)
-
-
-def note(name: str) -> None:
-    """Command, versions and date of a result, in PROVENANCE.md beside it."""
-    path = RESULTS / "PROVENANCE.md"
-    head = ["# Where the results of benchmarks/masd.py come from", ""]
-    lines = path.read_text().splitlines() if path.exists() else head
-    packages = ("torch", "gymnasium", "stable-baselines3", "numpy", "scipy")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
-    entry = (
-        f"- `{name}`: `python benchmarks/masd.py {' '.join(sys.argv[1:])}`, "
-        f"{datetime.date.today()}, Python {platform.python_version()}, {versions}; "
-        f"{os.cpu_count()} processors, one torch thread per process"
-    )
-    lines = [line for line in lines if not line.startswith(f"- `{name}`:")] + [entry]
-    path.write_text("\n".join(lines) + "\n")
 
 
 def main(arguments: list[str]) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import write_csv  # noqa: E402
+from common import in_parallel, write_csv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "slim"
 RUNS = ROOT / "runs" / "benchmark" / "slim"
@@ -296,24 +294,6 @@ def downstream(steps: int, seeds: int, jobs: int, skill_steps: int) -> None:
                 "cpu_seconds": done["cpu_seconds"],
             })  # fmt: skip
     write_csv(RESULTS / "downstream.csv", rows)
-
-
-# ---- shared
-
-
-def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
-    """Each run in its own process with one torch thread, `jobs` at a time, with progress."""
-    from tqdm import tqdm
-
-    def one(run: dict[str, Any]) -> None:
-        arguments = [sys.executable, __file__, command, json.dumps(run)]
-        done = subprocess.run(arguments, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{run}: {done.stderr[-2000:]}")
-
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
-        for _ in pool.map(one, runs):
-            bar.update()
 
 
 def main(arguments: list[str]) -> None:
