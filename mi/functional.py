@@ -103,9 +103,7 @@ def dv(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
     return _evaluate("dv", lambda p: p.joint() - p.log_partition(), scores, options)
 
 
-def mine(
-    scores: Tensor | None = None, *, running: Tensor, **options: Unpack[Options]
-) -> Tensor:
+def mine(scores: Tensor | None = None, *, running: Tensor, **options: Unpack[Options]) -> Tensor:
     """MINE: the value of `dv`, the gradient of E f - E⁻ e^f / e^running. Belghazi et al. 2018, eq. 12.
 
     Args:
@@ -184,9 +182,7 @@ def ialpha(
     return _evaluate("ialpha", value, scores, options, one_sided=True)
 
 
-def flo(
-    scores: Tensor | None = None, *, u: Tensor, **options: Unpack[Options]
-) -> Tensor:
+def flo(scores: Tensor | None = None, *, u: Tensor, **options: Unpack[Options]) -> Tensor:
     """FLO: 1 - E[u + e^{-u - f} E⁻ e^f]. Lower bound; at its optimum -u is the pointwise information.
 
     Guo et al. 2022, eq. 8.
@@ -241,9 +237,7 @@ def jsd(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
     )
 
 
-def smile(
-    scores: Tensor | None = None, *, clip: float = 5.0, **options: Unpack[Options]
-) -> Tensor:
+def smile(scores: Tensor | None = None, *, clip: float = 5.0, **options: Unpack[Options]) -> Tensor:
     """SMILE: E f - log E⁻ e^{clip(f, ±τ)}, of a critic trained by `jsd`. Neither bound.
 
     Song & Ermon 2020.
@@ -370,7 +364,9 @@ def discrete_infomax(
     log_p = _float32(logits).log_softmax(-1)
     keep = torch.ones_like(log_p[..., 0]) if mask is None else mask.to(log_p.dtype)
     share = (keep / keep.sum().clamp_min(1)).unsqueeze(-1)
-    log_mean = _log_mean_exp(log_p.flatten(0, -2).T, (keep > 0).flatten().expand(log_p.shape[-1], -1))
+    log_mean = _log_mean_exp(
+        log_p.flatten(0, -2).T, (keep > 0).flatten().expand(log_p.shape[-1], -1)
+    )
     conditional = -(share * log_p.exp() * log_p).sum()
     if marginal == "kl_uniform":
         spread = math.log(log_p.shape[-1]) + (log_mean + math.log(log_p.shape[-1])).mean()
@@ -782,8 +778,9 @@ def _float32(x: Tensor) -> Tensor:
 def _log_sum_exp(x: Tensor, among: Tensor) -> Tensor:
     """Over the last dimension, of the entries in `among`; 0, without gradient, where there is none."""
     some = among.any(-1, keepdim=True)
-    return torch.logsumexp(x.masked_fill(~among & some, -math.inf).masked_fill(~some, 0), -1) * (
-        some[..., 0]
+    return (
+        torch.logsumexp(x.masked_fill(~among & some, -math.inf).masked_fill(~some, 0), -1)
+        * (some[..., 0])
     )
 
 

@@ -17,7 +17,6 @@ from mi.objectives.skill import (
     GaussianDiscriminator,
 )
 
-
 AGGREGATES = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
 
 
@@ -135,9 +134,7 @@ class Synergy(nn.Module):
         """Members [S, A] of the penalised groups: all, or `samples` of them at random."""
         if not self.team or len(self.opposing) <= samples:
             return self.opposing
-        order = torch.randperm(
-            len(self.opposing), generator=generator, device=self.opposing.device
-        )
+        order = torch.randperm(len(self.opposing), generator=generator, device=self.opposing.device)
         return self.opposing[order[:samples]]
 
     def cooperative_loss(self, team_x: Tensor, skill: Tensor) -> Tensor:

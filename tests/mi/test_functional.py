@@ -132,7 +132,9 @@ def test_masked_samples_are_as_if_they_were_not_there(name):
     if name not in ("tuba", "ialpha", "l1out"):
         value = bound(scores, mask=keep, key_mask=keep, symmetric=True)
         torch.testing.assert_close(value, 0.5 * (bound(smaller) + bound(smaller.mT)))
-    terms = bound(scores, mask=keep, reduction="none", **({"key_mask": keep} if name == "l1out" else {}))
+    terms = bound(
+        scores, mask=keep, reduction="none", **({"key_mask": keep} if name == "l1out" else {})
+    )
     assert not terms[~keep].any()
     torch.testing.assert_close(bound(scores, mask=keep & False), torch.zeros(()).double())
 
@@ -212,7 +214,9 @@ def test_acorm_shaped_loss_equals_the_loops():
     scores, cluster = torch.randn(2, 3, 4, 4), torch.randint(2, (2, 3, 4))
     alive = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool)
     same = cluster[..., :, None] == cluster[..., None, :]
-    value = mif.infonce(scores, positives=same, aggregate="sum_in", mask=alive[..., None].expand(2, 3, 4))
+    value = mif.infonce(
+        scores, positives=same, aggregate="sum_in", mask=alive[..., None].expand(2, 3, 4)
+    )
     terms = []
     for b, t in alive.nonzero().tolist():
         for i in range(4):
@@ -254,7 +258,9 @@ def test_gradient_of_mine_uses_the_running_partition():
     scores = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
     running = torch.tensor(0.7, dtype=torch.float64)
     (grad,) = torch.autograd.grad(mif.mine(scores, running=running), scores)
-    other = mif.plug_in(scores) - (mif.nwj(scores + 1) - mif.plug_in(scores) - 1).neg() / running.exp()
+    other = (
+        mif.plug_in(scores) - (mif.nwj(scores + 1) - mif.plug_in(scores) - 1).neg() / running.exp()
+    )
     (expected,) = torch.autograd.grad(other, scores)
     torch.testing.assert_close(grad, expected)
 
