@@ -2,15 +2,15 @@
 
 - `mi.functional`: bounds as pure functions of scores, a formula sheet;
 - `mi.estimate_mi(x, y)` and its relatives: measuring from samples, one call;
+- `mi.critics` and `mi.neural`: critics, decoders, and estimators that are trained;
 - objects that agents train and take rewards from: everything else here.
 """
 
-from mi import functional
+from mi import critics, functional, neural
 from mi.channels import Capacity, channel_capacity, gaussian_capacity, water_filling
 from mi.combine import Lagrangian
 from mi.estimate import (
     EstimatorInfo,
-    MIResult,
     estimate_mi,
     interaction_information,
     list_estimators,
@@ -20,6 +20,7 @@ from mi.estimate import (
 from mi.estimators.classifier import Decoded, decode
 from mi.estimators.gaussian import gaussian_mi
 from mi.estimators.knn import discrete_continuous
+from mi.neural import MIEstimator
 from mi.objectives.skill import (
     CategoricalDiscriminator,
     ContrastiveUpperBound,
@@ -29,6 +30,7 @@ from mi.objectives.skill import (
     TemporalDistance,
 )
 from mi.objectives.synergy import GroupInformation, Synergy, groups
+from mi.result import MIResult
 
 __all__ = [
     "Capacity",
@@ -40,11 +42,13 @@ __all__ = [
     "GroupInformation",
     "Lagrangian",
     "LipschitzDisplacement",
+    "MIEstimator",
     "MIResult",
     "SkillObjective",
     "Synergy",
     "TemporalDistance",
     "channel_capacity",
+    "critics",
     "decode",
     "discrete_continuous",
     "estimate_mi",
@@ -54,6 +58,7 @@ __all__ = [
     "groups",
     "interaction_information",
     "list_estimators",
+    "neural",
     "total_correlation",
     "transfer_entropy",
     "water_filling",

@@ -1,11 +1,12 @@
 """Critics f(x, y), which score how much pairs belong together, and decoders q(y|x).
 
-Both answer two questions: `forward(x, y)` is about pairs, [*, d], [*, e] -> [*]; `pairwise(x, y)` about
-all combinations, [N, d], [M, e] -> [N, M], without repeating what depends on one side only.
+Both answer two questions: `forward(x, y)` is about pairs, [*, d], [*, e] -> [*]; `pairwise(x, y)`
+about all combinations, [N, d], [M, e] -> [N, M], without repeating what depends on one side only.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -22,7 +23,7 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequentia
     """`layers` hidden layers of width `hidden`."""
     sizes = [inputs, *[hidden] * layers]
     parts: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in itertools.pairwise(sizes):
         parts += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
@@ -64,7 +65,10 @@ class SeparableCritic(Critic):
         if similarity not in ("dot", "cosine", "neg_l2"):
             raise ValueError(f"similarity: expected dot, cosine or neg_l2, got {similarity!r}")
         self.similarity = similarity
-        self.encode_x, self.encode_y = mlp(x_size, hidden, embedding), mlp(y_size, hidden, embedding)
+        self.encode_x, self.encode_y = (
+            mlp(x_size, hidden, embedding),
+            mlp(y_size, hidden, embedding),
+        )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +122,10 @@ class ConcatCritic(Critic):
     def __init__(self, x_size: int, y_size: int, hidden: int = 128, layers: int = 2) -> None:
         super().__init__()
         self.from_x, self.from_y = nn.Linear(x_size, hidden), nn.Linear(y_size, hidden, bias=False)
-        self.head = nn.Sequential(nn.ReLU(), mlp(hidden, hidden, 1, layers - 1)) if layers > 1 else (
-            nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))
+        self.head = (
+            nn.Sequential(nn.ReLU(), mlp(hidden, hidden, 1, layers - 1))
+            if layers > 1
+            else (nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1)))
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -199,7 +205,13 @@ class CopulaCritic(Critic):
             return ((v @ matrix) * v).sum(-1)
 
         inner = form(x, self.precision[:d, :d]), form(y, self.precision[d:, d:])
-        return x @ self.precision[:d, d:], y, *inner, form(x, self.precision_x), form(y, self.precision_y)
+        return (
+            x @ self.precision[:d, d:],
+            y,
+            *inner,
+            form(x, self.precision_x),
+            form(y, self.precision_y),
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -261,8 +273,8 @@ class Decoder(Critic):
 class GaussianDecoder(Decoder):
     """N(μ(x), diag σ(x)²) [nats].
 
-    The deviation passes a softplus and has no ceiling: one that saturates, as a tanh does, makes upper
-    bounds negative.
+    The deviation passes a softplus and has no ceiling: one that saturates, as a tanh does, makes
+    upper bounds negative.
 
     Args:
         x_size: d; 0 for a density of y alone.
@@ -283,7 +295,9 @@ class GaussianDecoder(Decoder):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y|x), [*]."""
         mean, std = self.moments(x)
-        return (-0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return (-0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(
+            -1
+        )
 
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y_j | x_i), [N, M], by matrix products."""
@@ -306,7 +320,12 @@ class MixtureDecoder(Decoder):
     """
 
     def __init__(
-        self, x_size: int, y_size: int, components: int = 8, hidden: int = 128, min_std: float = 1e-3
+        self,
+        x_size: int,
+        y_size: int,
+        components: int = 8,
+        hidden: int = 128,
+        min_std: float = 1e-3,
     ) -> None:
         super().__init__()
         self.network = mlp(x_size, hidden, components * (2 * y_size + 1))

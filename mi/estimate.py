@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,44 +16,14 @@ from mi.estimators import gaussian, knn
 from mi.estimators.classifier import decoded_terms
 from mi.estimators.discrete import discrete, entropy
 from mi.estimators.measures import CONDITIONAL, MUTUAL, Estimate, Measure, total
+from mi.neural import LEARNT, cross_fitted, residual
+from mi.result import Kind, MIResult
 
 Array = Tensor | np.ndarray | Sequence[Any]
-Kind = Literal["lower", "upper", "estimate"]
-
 _TIES = 0.05
 """Share of repeated values from which a real column counts as mixed."""
 _CHECKED = 10_000
 """Samples that the check of a copula looks at."""
-
-
-class MIResult(NamedTuple):
-    """An information quantity measured from samples."""
-
-    value: float
-    """[nats]. May lie a little below 0: clipping would bias averages over many estimates."""
-    stderr: float
-    """Standard error [nats]; of independent samples."""
-    interval: tuple[float, float]
-    """Confidence interval [nats], as far as the estimator has no bias."""
-    kind: Kind
-    """What the value is in expectation: a lower bound, an upper bound, or a consistent estimate."""
-    estimator: str
-    """Which one answered."""
-    warnings: tuple[str, ...]
-    """What to beware of, in sentences."""
-    diagnostics: dict[str, float]
-    """Numbers behind the answer."""
-
-    @property
-    def bits(self) -> float:
-        """The value in bits."""
-        return self.value / math.log(2)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        lines = [f"{self.value:.4f} nats ± {self.stderr:.4f} [{low:.4f}, {high:.4f}]"]
-        lines[0] += f", {self.kind} by {self.estimator}"
-        return "\n".join([*lines, *(f"warning: {w}" for w in self.warnings)])
 
 
 class EstimatorInfo(NamedTuple):
@@ -96,6 +66,11 @@ ESTIMATORS = {
               ("grassberger", "Grassberger 2003"),
               ("chao_shen", "Chao & Shen 2003"),
               ("nsb", "Nemenman, Shafee & Bialek 2002"))),
+        EstimatorInfo("residual", "estimate", "real", False,
+                      "E f, f = copula's log-ratio + a network trained by JSD, cross-fitted",
+                      "ours; Hjelm et al. 2019 for the loss"),
+        *(EstimatorInfo(name, c.kind, "real", False, c.formula, c.reference)
+          for name, (c, _) in LEARNT.items()),
     )
 }  # fmt: skip
 
@@ -117,6 +92,7 @@ def estimate_mi(
     z: Array | None = None,
     estimator: str = "auto",
     *,
+    quick: bool = False,
     neighbors: int = 5,
     level: float = 0.95,
     seed: int = 0,
@@ -124,28 +100,31 @@ def estimate_mi(
     """I(X; Y), or I(X; Y | Z), from independent samples.
 
     `auto` looks at the data. Integers are discrete: Miller-Madow, or Chao-Shen where cells are many.
-    A real against a discrete variable: Ross in up to 4 dimensions, a cross-fitted classifier beyond.
-    Reals with ties: the mixed nearest-neighbour estimate. Other reals: Student's t copula, which is
-    checked by nearest neighbours on the data and on samples of that copula: where the two differ by
-    more than chance, the difference, in which most of the neighbours' bias cancels, is added.
+    A real against a discrete variable: Ross in up to 4 dimensions, a cross-fitted classifier
+    beyond. Reals with ties: the mixed nearest-neighbour estimate. Other reals: Student's t copula,
+    checked by nearest neighbours on the data and on samples of that copula: where the two differ
+    by more than chance, the difference, in which most of the neighbours' bias cancels, is added. In
+    more than 3 dimensions a network then learns what the copula misses, cross-fitted; if held-out
+    samples confirm it and its value is the higher one (both err downwards), that is the answer.
 
     Args:
         x: [N] or [N, d]; integers (or booleans) are discrete, floats are real.
         y: [N] or [N, e].
         z: what is given, [N] or [N, f].
         estimator: `auto` or a name of `list_estimators()`.
+        quick: `auto` trains no network.
         neighbors: k of the nearest-neighbour estimators.
         level: of the confidence interval.
         seed: of everything random; global generators are left alone.
 
     Raises:
-        ValueError: names the variable with non-finite or constant columns, shapes that do not fit, or
-            an estimator that cannot take these variables.
+        ValueError: names the variable with non-finite or constant columns, shapes that do not fit,
+            or an estimator that cannot take these variables.
     """
     names = ("x", "y") if z is None else ("x", "y", "z")
     given = (x, y) if z is None else (x, y, z)
     measure = MUTUAL if z is None else CONDITIONAL
-    return _measure(given, names, measure, estimator, neighbors, level, seed)
+    return _measure(given, names, measure, estimator, neighbors, level, seed, quick)
 
 
 def total_correlation(
@@ -262,6 +241,7 @@ def _measure(
     neighbors: int,
     level: float,
     seed: int,
+    quick: bool = False,
 ) -> MIResult:
     variables = [_variable(v, n) for v, n in zip(given, names, strict=True)]
     sizes = [len(v.data) for v in variables]
@@ -278,16 +258,29 @@ def _measure(
     if chosen != "copula + ksg":
         _check_fit(chosen, variables, measure)
     diagnostics: dict[str, float] = {}
-    found = _run(chosen, variables, measure, neighbors, seed, diagnostics)
+    if chosen in LEARNT:
+        x, y = (gaussian.normal_scores(v.data) for v in variables)
+        learnt, found = cross_fitted(chosen, x, y, seed)
+        warnings += learnt
+    else:
+        found = _run(chosen, variables, measure, neighbors, seed, diagnostics)
     if chosen == "copula + ksg" and not diagnostics["rejected"]:
         chosen = "student_copula"
+    if estimator == "auto" and chosen in ("student_copula", "copula + ksg") and not quick:
+        blocks = [v.data for v in variables]
+        width = sum(b.shape[1] for b in blocks)
+        doubtful = diagnostics["rejected"] and width > 3
+        # In many dimensions neighbours are too far away to contradict anything.
+        if measure == MUTUAL and (doubtful or width > 10):
+            better, gain = residual(*map(gaussian.normal_scores, blocks), seed)
+            diagnostics.update(network=better.value, network_gain=gain)
+            if gain > 0 and better.value > found.value:
+                found, chosen = better, "residual"
     if chosen == "ksg" and any(v.tied for v in variables):
         warnings.append("ksg assumes that no values repeat; use estimator='mixed'")
     half = float(special.ndtri(0.5 + level / 2)) * found.stderr
     if found.value < -2 * found.stderr - 1e-9:
-        warnings.append(
-            "the value is below 0 by more than its standard error: the estimator is biased here"
-        )
+        warnings.append("the value is below 0 beyond its error: the estimator is biased here")
     kind = ESTIMATORS[chosen].kind if chosen in ESTIMATORS else "estimate"
     interval = (found.value - half, found.value + half)
     return MIResult(found.value, found.stderr, interval, kind, chosen, tuple(warnings), diagnostics)
@@ -345,6 +338,9 @@ def _run(
     if name == "mixed":
         return knn.knn([_metric_space(v) for v in variables], measure, neighbors, "chebyshev")
     blocks = [v.data for v in variables]
+    if name == "residual":
+        found, diagnostics["network_gain"] = residual(*map(gaussian.normal_scores, blocks), seed)
+        return found
     if name == "copula + ksg":
         return _checked_copula(blocks, measure, neighbors, seed, diagnostics)
     if name == "ksg":
@@ -357,7 +353,7 @@ def _run(
 
 
 def _metric_space(v: _Variable) -> np.ndarray:
-    """Columns [N, d] whose distances make sense: unequal labels are further apart than any reals."""
+    """Columns [N, d] whose distances make sense; unequal labels are far apart."""
     if v.discrete:
         return v.data[:, None] * 1e6
     return (v.data - v.data.mean(0)) / v.data.std(0)
@@ -388,8 +384,8 @@ def _checked_copula(
     imagined = knn.knn(np.split(copula.sample(len(rows), rng), ends, 1), measure, k)
     shift, noise = data.value - imagined.value, math.hypot(data.stderr, imagined.stderr)
     rejected = abs(shift) > 3 * noise
-    diagnostics.update(copula=model.value, dof=copula.dof, ksg=data.value, ksg_of_copula=imagined.value,
-                       rejected=float(rejected))  # fmt: skip
+    diagnostics.update(copula=model.value, dof=copula.dof, ksg=data.value)
+    diagnostics.update(ksg_of_copula=imagined.value, rejected=float(rejected))
     if not rejected:
         return model
     return Estimate(model.value + shift, data.pointwise, imagined.stderr)

@@ -2,22 +2,22 @@
 
 One rule for all of them. Row i is an anchor x_i, column j a candidate y_j, f_ij the critic's score:
 
-- `scores` [*, N, M] with the pair (i, i) from the joint distribution and the others from the product
-  of marginals; or explicit `pos` [*, N] and `neg` [*, N, K]. Leading dimensions are independent
-  groups (time, batch, …), each with candidates of its own.
-- `positives` bool [*, N, M] marks other or several joint pairs per anchor, `targets` gives their index
-  [*, N] or, for InfoNCE, their probabilities [*, N, M]. Pairs that are not positive are negatives,
-  unless `exclude` [*, N, M] removes them (false negatives, other conditions).
-- `log_weight` [*, N, M] multiplies a negative's mass (importance weights of mean 1), `log_prior` [M]
-  replaces the uniform mass of the candidates (classes of unequal frequency).
+- `scores` [*, N, M] with the pair (i, i) from the joint distribution and the others from the
+  product of marginals; or explicit `pos` [*, N] and `neg` [*, N, K]. Leading dimensions are
+  independent groups (time, batch, …), each with candidates of its own.
+- `positives` bool [*, N, M] marks other or several joint pairs per anchor, `targets` gives their
+  index [*, N] or, for InfoNCE, their probabilities [*, N, M]. Pairs that are not positive are
+  negatives, unless `exclude` [*, N, M] removes them (false negatives, other conditions).
+- `log_weight` [*, N, M] adds to the log of a negative's mass (importance weights of mean 1),
+  `log_prior` [M] replaces the uniform mass of the candidates (classes of unequal frequency).
 - `mask` [*, N] says which anchors exist and `key_mask` [*, M] which candidates do; `weight` [*, N]
   weighs anchors. Masked anchors, and those without a positive or a negative, contribute exactly 0,
   as does their gradient.
 - `symmetric` averages with the transposed problem, in which candidates are the anchors.
 - `reduction` "mean", "sum", or "none" for the pointwise terms [*, N].
 
-Values are in nats. Lower bounds and estimates are to be maximised: the loss is `-value`. Upper bounds
-say so, and are to be minimised. Half-precision scores are taken to float32 first.
+Values are in nats. Lower bounds and estimates are to be maximised: the loss is `-value`. Upper
+bounds say so, and are to be minimised. Half-precision scores are taken to float32 first.
 
 E is the mean over anchors of their positives, E⁻ the mean over anchors of their negatives.
 """
@@ -104,7 +104,7 @@ def dv(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
 
 
 def mine(scores: Tensor | None = None, *, running: Tensor, **options: Unpack[Options]) -> Tensor:
-    """MINE: the value of `dv`, the gradient of E f - E⁻ e^f / e^running. Belghazi et al. 2018, eq. 12.
+    """MINE: value of `dv`, gradient of E f - E⁻ e^f / e^running. Belghazi et al. 2018, eq. 12.
 
     Args:
         scores: [*, N, M].
@@ -183,7 +183,7 @@ def ialpha(
 
 
 def flo(scores: Tensor | None = None, *, u: Tensor, **options: Unpack[Options]) -> Tensor:
-    """FLO: 1 - E[u + e^{-u - f} E⁻ e^f]. Lower bound; at its optimum -u is the pointwise information.
+    """FLO: 1 - E[u + e^{-u - f} E⁻ e^f]. Lower bound; at its optimum -u is pointwise information.
 
     Guo et al. 2022, eq. 8.
 
@@ -536,7 +536,7 @@ def contrast(
 
 
 def ntxent(x: Tensor, y: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent: both views [N, d] are anchors and candidates, self left out, 0-d. Chen et al. 2020."""
+    """NT-Xent: both views [N, d] are anchors and candidates, self left out. Chen et al. 2020."""
     z = normalize(torch.cat([_float32(x), _float32(y)]), dim=-1)
     self_pair = torch.eye(len(z), dtype=torch.bool, device=z.device)
     return infonce(z @ z.T / temperature, positives=self_pair.roll(len(x), 1), exclude=self_pair)
@@ -776,7 +776,7 @@ def _float32(x: Tensor) -> Tensor:
 
 
 def _log_sum_exp(x: Tensor, among: Tensor) -> Tensor:
-    """Over the last dimension, of the entries in `among`; 0, without gradient, where there is none."""
+    """Over the last dimension, of the entries in `among`; where there is none, 0 and constant."""
     some = among.any(-1, keepdim=True)
     return (
         torch.logsumexp(x.masked_fill(~among & some, -math.inf).masked_fill(~some, 0), -1)

@@ -2,23 +2,35 @@
 
 `loss` trains the estimator's own parameters; `bound` is the differentiable value for whoever produced
 x and y; `pointwise` is a reward per sample; `estimate` reads the value of data that `fit` has not
-seen. Loss and value differ for JSD, SMILE, f-DIME, MINE and CLUB: one method for both is the source of
-most mistakes.
+seen. Loss and value differ for JSD, SMILE, f-DIME, MINE and CLUB: one method for both is the source
+of most mistakes.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mi import functional as F
-from mi.critics import Critic, Decoder
-from mi.estimate import Kind, MIResult
+from mi.critics import (
+    ConcatCritic,
+    CopulaCritic,
+    Critic,
+    Decoder,
+    GaussianDecoder,
+    MixtureDecoder,
+    ResidualCritic,
+    SeparableCritic,
+)
+from mi.estimators.measures import Estimate
 from mi.functional import Options
+from mi.result import Kind, MIResult
 
 
 class FitReport(NamedTuple):
@@ -150,6 +162,7 @@ class MIEstimator(nn.Module):
         lr: float = 1e-3,
         validation: float = 0.2,
         patience: int = 8,
+        negatives: int = 0,
         seed: int = 0,
     ) -> FitReport:
         """Train by `loss` until it has stopped falling on held-out samples; keep the best parameters.
@@ -162,6 +175,8 @@ class MIEstimator(nn.Module):
             lr: Adam's step size.
             validation: share of the samples that only judge.
             patience: judgements (20 per run at least) without improvement before it stops.
+            negatives: other rows' y per anchor, at random distances; 0 takes all of the batch, which
+                costs its square with a critic that is not separable.
             seed: of the split and the batches.
         """
         if len(x) != len(y) or len(x) < 10:
@@ -174,17 +189,27 @@ class MIEstimator(nn.Module):
         every = max(1, min(50, steps // 20))
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr)
+
+        def loss(rows: Tensor) -> Tensor:
+            if not negatives:
+                return self.loss(x[rows], y[rows])
+            shifts = torch.randint(1, len(rows), (negatives,), generator=generator, device=x.device)
+            other = (torch.arange(len(rows), device=x.device)[:, None] + shifts) % len(rows)
+            return self.loss(x[rows], y[rows], negatives=y[rows][other])
+
         best, best_step, kept = math.inf, 0, copy.deepcopy(self.state_dict())
         for step in range(1, steps + 1):
-            rows = used[torch.randint(len(used), (batch_size,), generator=generator, device=x.device)]
+            rows = used[
+                torch.randint(len(used), (batch_size,), generator=generator, device=x.device)
+            ]
             optimizer.zero_grad()
-            self.loss(x[rows], y[rows]).backward()
+            loss(rows).backward()
             optimizer.step()
             if step % every and step < steps:
                 continue
             with torch.no_grad():
                 parts = held[: 8 * batch_size].split(min(batch_size, len(held)))
-                judged = [self.loss(x[p], y[p]) for p in parts if len(p) == len(parts[0])]
+                judged = [loss(p) for p in parts if len(p) == len(parts[0])]
                 now = torch.stack(judged).mean().item()
             if now < best:
                 best, best_step, kept = now, step, copy.deepcopy(self.state_dict())
@@ -193,9 +218,7 @@ class MIEstimator(nn.Module):
         self.load_state_dict(kept)
         return FitReport(step, best_step, best, step - best_step >= patience * every)
 
-    def _score(
-        self, x: Tensor, y: Tensor, negatives: Tensor | None, options: Options
-    ) -> Options:
+    def _score(self, x: Tensor, y: Tensor, negatives: Tensor | None, options: Options) -> Options:
         if negatives is None:
             return {**options, "scores": self.critic.pairwise(x, y)}  # type: ignore[return-value]
         if negatives.dim() == y.dim():
@@ -422,7 +445,9 @@ class _WithDecoder(MIEstimator):
 
     def __init__(self, decoder: Decoder) -> None:
         if not isinstance(decoder, Decoder):
-            raise TypeError(f"{type(self).__name__}: expected a Decoder, got {type(decoder).__name__}")
+            raise TypeError(
+                f"{type(self).__name__}: expected a Decoder, got {type(decoder).__name__}"
+            )
         super().__init__(decoder)
 
     def _objective(self, options: Options) -> Tensor:
@@ -430,7 +455,7 @@ class _WithDecoder(MIEstimator):
 
 
 class CLUB(_WithDecoder):
-    """`functional.club`: an upper bound as far as q is the true conditional; says if q knows nothing."""
+    """`functional.club`: an upper bound as far as q is true; says if q has learnt nothing."""
 
     kind = "upper"
     formula = "E log q(y|x) - E⁻ log q(y|x)"
@@ -518,3 +543,94 @@ class DoE(_WithDecoder):
 
     def _value(self, options: Options) -> Tensor:
         return F.barber_agakov(**options)  # type: ignore[missing-argument]
+
+
+LEARNT: dict[str, tuple[type[MIEstimator], Callable[[int, int], MIEstimator]]] = {
+    "infonce": (InfoNCE, lambda d, e: InfoNCE(SeparableCritic(d, e))),
+    "dv": (DonskerVaradhan, lambda d, e: DonskerVaradhan(SeparableCritic(d, e))),
+    "mine": (MINE, lambda d, e: MINE(SeparableCritic(d, e))),
+    "nwj": (NWJ, lambda d, e: NWJ(SeparableCritic(d, e))),
+    "tuba": (TUBA, lambda d, e: TUBA(SeparableCritic(d, e))),
+    "ialpha": (InterpolatedBound, lambda d, e: InterpolatedBound(SeparableCritic(d, e))),
+    "jsd": (JSD, lambda d, e: JSD(SeparableCritic(d, e))),
+    "smile": (SMILE, lambda d, e: SMILE(SeparableCritic(d, e))),
+    "fdime": (FDIME, lambda d, e: FDIME(SeparableCritic(d, e))),
+    "flo": (FLO, lambda d, e: FLO(SeparableCritic(d, e), ConcatCritic(d, e))),
+    "club": (CLUB, lambda d, e: CLUB(GaussianDecoder(d, e))),
+    "l1out": (L1Out, lambda d, e: L1Out(GaussianDecoder(d, e))),
+    "doe": (DoE, lambda d, e: DoE(MixtureDecoder(d, e), MixtureDecoder(1, e))),
+}
+"""What `estimate_mi` can train on samples: name -> class, and maker from the sizes of x and y."""
+
+
+def cross_fitted(
+    name: str, x: np.ndarray, y: np.ndarray, seed: int, **fit: Any
+) -> tuple[list[str], Estimate]:
+    """Warnings, and the mean over two halves, each judged by an estimator fitted to the other.
+
+    Args:
+        name: of `LEARNT`.
+        x: [N, d], of unit variance.
+        y: [N, e].
+        seed: of halves, networks and batches; torch's global generator is left as it was.
+        fit: arguments of `MIEstimator.fit`.
+    """
+    warnings: list[str] = []
+    results: list[MIResult] = []
+    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(_halves(x, y, seed)):
+        estimator = _seeded(seed + fold, lambda: LEARNT[name][1](x.shape[1], y.shape[1]))
+        report = estimator.fit(x_fit, y_fit, seed=seed, **fit)
+        found = estimator.estimate(x_judge, y_judge)
+        results.append(found)
+        warnings += [w for w in found.warnings if w not in warnings]
+        if not report.converged:
+            warnings.append(f"{name}: the held-out loss was still falling when training ended")
+    value = float(np.mean([r.value for r in results]))
+    stderr = math.hypot(*(r.stderr for r in results)) / 2
+    return list(dict.fromkeys(warnings)), Estimate(value, np.full(len(x), value), stderr)
+
+
+def residual(x: np.ndarray, y: np.ndarray, seed: int, steps: int = 3000) -> tuple[Estimate, float]:
+    """E f of held-out pairs, f = log-ratio of a copula + network; and how much the network helps.
+
+    The gain is the held-out objective's, in standard errors beyond 3; above 0 the copula is refuted.
+
+    Args:
+        x: normal scores [N, d].
+        y: [N, e].
+        seed: of halves, networks and batches; torch's global generator is left as it was.
+        steps: at most, per half.
+    """
+    values, gains = [], []
+    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(_halves(x, y, seed)):
+        network = _seeded(seed + fold, lambda: ConcatCritic(x.shape[1], y.shape[1], 128))
+        estimator = JSD(ResidualCritic(CopulaCritic(x_fit, y_fit), network))
+        estimator.fit(x_fit, y_fit, steps=steps, negatives=4, seed=seed, patience=12)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            other = y_judge[F.derangement(len(y_judge), generator=generator)]
+            f, base = (
+                [c(x_judge, v) for v in (y_judge, other)]
+                for c in (estimator.critic, estimator.critic.base)  # type: ignore[attr-defined]
+            )
+            objective = [F.jsd(pos=p, neg=n[:, None], reduction="none") for p, n in (f, base)]
+        values.append(f[0].double())
+        gains.append((objective[0] - objective[1]).double())
+    pointwise, gain = torch.cat(values).numpy(), torch.cat(gains)
+    error = gain.std().item() / math.sqrt(len(gain))
+    significance = gain.mean().item() / error - 3 if error else -3.0
+    return Estimate(float(pointwise.mean()), pointwise), significance
+
+
+def _halves(x: np.ndarray, y: np.ndarray, seed: int):
+    """(x, y to fit, x, y to judge), twice, as float32 tensors."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    tensors = [torch.from_numpy(v[order]).float() for v in (x, y)]
+    (a, b), (c, d) = (t.chunk(2) for t in tensors)
+    return (a, c, b, d), (b, d, a, c)
+
+
+def _seeded(seed: int, make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()

@@ -70,7 +70,7 @@ def _joint(codes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nsb(counts: np.ndarray, support: int) -> float:
-    """Posterior mean over Dirichlet concentrations β, weighted so that the entropy is flat a priori."""
+    """Posterior mean over Dirichlet concentrations β, weighted for a flat prior of the entropy."""
     if support == 1:
         return 0.0
     n, zeros = counts.sum(), support - len(counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 def _columns(blocks) -> list[list[int]]:
     ends = np.cumsum([0, *(b.shape[1] for b in blocks)]).tolist()
-    return [list(range(a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [list(range(a, b)) for a, b in itertools.pairwise(ends)]
 
 
 def _covariance(x: Tensor) -> Tensor:

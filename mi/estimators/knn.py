@@ -26,18 +26,19 @@ def knn(
 ) -> Estimate:
     """A measure of continuous or mixed variables [N, d_i] by distances to nearest neighbours.
 
-    One rule covers KSG-1 (Kraskov et al. 2004, eq. 8), its conditional form (Frenzel & Pompe 2007),
-    total correlation (eq. 23), and ties, where the neighbours at distance 0 are counted instead (Gao
-    et al. 2017; Mesner & Shalizi 2019): each sample contributes ψ(k) - Σ_S c_S ψ(n_S) + Σ_S c_S log N,
-    where n_S counts samples, itself included, nearer in S than the k-th neighbour in all variables.
+    One rule covers KSG-1 (Kraskov et al. 2004, eq. 8), its conditional form (Frenzel & Pompe
+    2007), total correlation (eq. 23), and ties, where the neighbours at distance 0 are counted
+    instead (Gao et al. 2017; Mesner & Shalizi 2019): each sample contributes
+    ψ(k) - Σ_S c_S ψ(n_S) + Σ_S c_S ψ(N), where n_S counts samples, itself included, that are nearer
+    in S than the k-th neighbour in all variables.
 
     A consistent estimate, no bound; biased towards 0 in many dimensions. Within a block, `metric`
-    measures the distance; between blocks it is the largest that counts. Euclidean distances lose less
-    to dimension and are what "auto" takes where several dimensions have no ties.
+    measures the distance; between blocks it is the largest that counts. Euclidean distances lose
+    less to dimension and are what "auto" takes where several dimensions have no ties.
 
     Args:
         blocks: variables, scaled alike.
-        measure: coefficients of entropies; its only negative one without the others' is the joint's.
+        measure: coefficients of entropies, the joint one of all variables among them.
         neighbors: k.
         metric: within a block.
         device: where distances are computed when there are too many dimensions for trees.
@@ -64,7 +65,7 @@ def knn(
 
 
 def ksg2(x: np.ndarray, y: np.ndarray, neighbors: int = 3) -> Estimate:
-    """KSG-2 (Kraskov et al. 2004, eq. 9): a rectangle instead of a square; smaller bias, more variance.
+    """KSG-2 (Kraskov et al. 2004, eq. 9): rectangles, not squares; less bias, more variance.
 
     Args:
         x: [N, d], scaled like y.

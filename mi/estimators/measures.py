@@ -1,8 +1,8 @@
 """Information quantities as sums of entropies, which every sample estimator understands.
 
 A measure maps subsets of variables to the coefficient of their joint entropy. Mutual information,
-conditional information and total correlation differ in nothing else, so an estimator that can value a
-measure has them all.
+conditional information and total correlation differ in nothing else, so an estimator that can value
+a measure has them all.
 """
 
 from __future__ import annotations

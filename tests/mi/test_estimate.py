@@ -13,6 +13,8 @@ from scipy import stats
 import mi
 from mi.__main__ import main
 from mi.channels import binary_entropy
+from mi.estimators.gaussian import normal_scores
+from mi.neural import LEARNT, cross_fitted, residual
 
 RNG = np.random.default_rng
 
@@ -88,7 +90,10 @@ def test_routing():
     assert any("mixed" in w for w in mi.estimate_mi(censored, y, estimator="ksg").warnings)
 
 
-@pytest.mark.parametrize("info", mi.list_estimators(), ids=lambda i: i.name)
+DIRECT = [i for i in mi.list_estimators() if i.name not in {*LEARNT, "residual"}]
+
+
+@pytest.mark.parametrize("info", DIRECT, ids=lambda i: i.name)
 def test_every_listed_estimator_answers(info):
     x, y = pair(400)
     labels = [(v[:, 0] > 0).astype(np.int64) for v in (x, y)]
@@ -157,6 +162,36 @@ def test_transfer_entropy_has_a_direction():
     assert longer.value > 0.08
     with pytest.raises(ValueError, match="of one length"):
         mi.transfer_entropy(source[:-1], target)
+
+
+@pytest.mark.parametrize("name", ["infonce", "doe", "flo"])
+def test_learnt_estimators_are_cross_fitted(name):
+    x, y = pair(1200)
+    warnings, found = cross_fitted(name, x, y, 0, steps=120, batch_size=128, lr=3e-3)
+    assert found.value == pytest.approx(gaussian_truth(0.75), abs=0.15)
+    assert name != "infonce" or any("still falling" in w for w in warnings)
+    assert not any("fitted to" in w for w in warnings)
+
+
+def test_a_network_finds_what_the_copula_misses_and_nothing_where_it_misses_nothing():
+    x, y = pair(1500, d=2)
+    squares = 2 * x**2 + y  # no correlation left between them, and much information
+    found, gain = residual(normal_scores(x), normal_scores(squares), 0, steps=200)
+    assert gain > 0
+    assert found.value > 0.5 + mi.estimate_mi(x, squares, estimator="student_copula").value
+    direct, gain = residual(normal_scores(x), normal_scores(y), 0, steps=60)
+    assert gain <= 0
+    assert direct.value == pytest.approx(2 * gaussian_truth(0.75), abs=0.12)
+    quick = mi.estimate_mi(x, squares, quick=True)
+    assert quick.estimator == "copula + ksg"
+    assert "network" not in quick.diagnostics
+
+
+def test_one_learnt_estimator_by_name():
+    x, y = pair(200)
+    found = mi.estimate_mi(x, y, estimator="jsd")
+    assert found.estimator == "jsd"
+    assert 0 < found.value < 1
 
 
 def test_bad_data_is_named():
