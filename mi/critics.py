@@ -73,10 +73,10 @@ class SeparableCritic(Critic):
 
     def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [*, embedding] of both, normalised if the similarity is the cosine."""
-        pair = self.encode_x(x), self.encode_y(y)
+        g, h = self.encode_x(x), self.encode_y(y)
         if self.similarity == "cosine":
-            pair = tuple(functional.normalize(v, dim=-1) for v in pair)
-        return pair
+            return functional.normalize(g, dim=-1), functional.normalize(h, dim=-1)
+        return g, h
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """F of pairs, [*]."""

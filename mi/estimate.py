@@ -99,8 +99,8 @@ def estimate_mi(
 ) -> MIResult:
     """I(X; Y), or I(X; Y | Z), from independent samples.
 
-    `auto` looks at the data. Integers are discrete: Miller-Madow, or Chao-Shen where cells are many.
-    A real against a discrete variable: Ross in up to 4 dimensions, a cross-fitted classifier
+    `auto` looks at the data. Integers are discrete: Miller-Madow, or Chao-Shen where cells are
+    many. A real against a discrete variable: Ross in up to 4 dimensions, a cross-fitted classifier
     beyond. Reals with ties: the mixed nearest-neighbour estimate. Other reals: Student's t copula,
     checked by nearest neighbours on the data and on samples of that copula: where the two differ
     by more than chance, the difference, in which most of the neighbours' bias cancels, is added. In
@@ -272,7 +272,8 @@ def _measure(
         doubtful = diagnostics["rejected"] and width > 3
         # In many dimensions neighbours are too far away to contradict anything.
         if measure == MUTUAL and (doubtful or width > 10):
-            better, gain = residual(*map(gaussian.normal_scores, blocks), seed)
+            scores = [gaussian.normal_scores(b) for b in blocks]
+            better, gain = residual(scores[0], scores[1], seed)
             diagnostics.update(network=better.value, network_gain=gain)
             if gain > 0 and better.value > found.value:
                 found, chosen = better, "residual"
@@ -339,7 +340,8 @@ def _run(
         return knn.knn([_metric_space(v) for v in variables], measure, neighbors, "chebyshev")
     blocks = [v.data for v in variables]
     if name == "residual":
-        found, diagnostics["network_gain"] = residual(*map(gaussian.normal_scores, blocks), seed)
+        x, y = (gaussian.normal_scores(b) for b in blocks)
+        found, diagnostics["network_gain"] = residual(x, y, seed)
         return found
     if name == "copula + ksg":
         return _checked_copula(blocks, measure, neighbors, seed, diagnostics)

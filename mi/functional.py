@@ -700,8 +700,8 @@ def _normal_form(name: str, scores: Tensor | None, options: Options, soft: bool)
     positive, negative = positive & rows[..., None], negative & rows[..., None]
     f = f.masked_fill(~(positive | negative), 0)
     weight = rows.to(f.dtype)
-    if options.get("weight") is not None:
-        weight = weight * options["weight"]
+    if (given := options.get("weight")) is not None:
+        weight = weight * given
     log_weight = options.get("log_weight")
     if log_weight is not None and scores is None and log_weight.shape[-1] == f.shape[-1] - 1:
         log_weight = torch.nn.functional.pad(log_weight, (1, 0))

@@ -1,9 +1,9 @@
 """Estimators that learn: a critic or a decoder, a loss to train it by, a value to read.
 
-`loss` trains the estimator's own parameters; `bound` is the differentiable value for whoever produced
-x and y; `pointwise` is a reward per sample; `estimate` reads the value of data that `fit` has not
-seen. Loss and value differ for JSD, SMILE, f-DIME, MINE and CLUB: one method for both is the source
-of most mistakes.
+`loss` trains the estimator's own parameters; `bound` is the differentiable value for whoever
+produced x and y; `pointwise` is a reward per sample; `estimate` reads the value of data that `fit`
+has not seen. Loss and value differ for JSD, SMILE, f-DIME, MINE and CLUB: one method for both is
+the source of most mistakes.
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ class MIEstimator(nn.Module):
             article = "an" if self.kind == "upper" else "a"
             does, turn = ("minimising", "maximise") if minimize else ("maximising", "minimise")
             raise ValueError(
-                f"{type(self).__name__}: {does} {article} {self.kind} bound promises nothing about the "
-                f"information; {turn} it{'' if minimize else ' (minimize=True)'}, or pass allow=True"
+                f"{type(self).__name__}: {does} {article} {self.kind} bound promises nothing "
+                f"about the information; {turn} it{'' if minimize else ' (minimize=True)'}, or "
+                "pass allow=True"
             )
         return self._value(self._score(x, y, negatives, options))
 
@@ -135,7 +136,7 @@ class MIEstimator(nn.Module):
         Args:
             x: [N, d].
             y: [N, e].
-            candidates: samples scored against each other at a time, K; memory grows with its square.
+            candidates: K, samples scored against each other; memory grows with its square.
         """
         size = min(candidates, len(x))
         starts = range(0, len(x) - size + 1, size)
@@ -165,7 +166,7 @@ class MIEstimator(nn.Module):
         negatives: int = 0,
         seed: int = 0,
     ) -> FitReport:
-        """Train by `loss` until it has stopped falling on held-out samples; keep the best parameters.
+        """Train by `loss` until it stops falling on held-out samples; keep the best parameters.
 
         Args:
             x: [N, d]; scale it to unit variance.
@@ -175,7 +176,7 @@ class MIEstimator(nn.Module):
             lr: Adam's step size.
             validation: share of the samples that only judge.
             patience: judgements (20 per run at least) without improvement before it stops.
-            negatives: other rows' y per anchor, at random distances; 0 takes all of the batch, which
+            negatives: other rows' y per anchor, drawn at random; 0 takes all of the batch, which
                 costs its square with a critic that is not separable.
             seed: of the split and the batches.
         """
@@ -471,8 +472,8 @@ class CLUB(_WithDecoder):
         diagnostics["gain"] = gain = (log_q.diagonal() - marginal).mean().item()
         if gain <= 0.01:
             warnings.append(
-                f"q(y|x) tells {gain:.3f} nats more about y than nothing does: it has not learnt, and "
-                "this is no upper bound"
+                f"q(y|x) tells {gain:.3f} nats more about y than nothing does: it has not learnt, "
+                "and this is no upper bound"
             )
 
 
@@ -491,7 +492,7 @@ class BarberAgakov(_WithDecoder):
 
     Args:
         decoder: q(y|x).
-        entropy: H(Y) [nats] in the decoder's unit; log of the number of equally likely classes, say.
+        entropy: H(Y) [nats] in the decoder's unit; log C of C equally likely classes, say.
     """
 
     kind = "lower"
@@ -593,7 +594,7 @@ def cross_fitted(
 def residual(x: np.ndarray, y: np.ndarray, seed: int, steps: int = 3000) -> tuple[Estimate, float]:
     """E f of held-out pairs, f = log-ratio of a copula + network; and how much the network helps.
 
-    The gain is the held-out objective's, in standard errors beyond 3; above 0 the copula is refuted.
+    The gain is the held-out objective's, in standard errors beyond 3: above 0 refutes the copula.
 
     Args:
         x: normal scores [N, d].
@@ -604,14 +605,14 @@ def residual(x: np.ndarray, y: np.ndarray, seed: int, steps: int = 3000) -> tupl
     values, gains = [], []
     for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(_halves(x, y, seed)):
         network = _seeded(seed + fold, lambda: ConcatCritic(x.shape[1], y.shape[1], 128))
-        estimator = JSD(ResidualCritic(CopulaCritic(x_fit, y_fit), network))
+        copula = CopulaCritic(x_fit, y_fit)
+        estimator = JSD(ResidualCritic(copula, network))
         estimator.fit(x_fit, y_fit, steps=steps, negatives=4, seed=seed, patience=12)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)
             other = y_judge[F.derangement(len(y_judge), generator=generator)]
             f, base = (
-                [c(x_judge, v) for v in (y_judge, other)]
-                for c in (estimator.critic, estimator.critic.base)  # type: ignore[attr-defined]
+                [c(x_judge, v) for v in (y_judge, other)] for c in (estimator.critic, copula)
             )
             objective = [F.jsd(pos=p, neg=n[:, None], reduction="none") for p, n in (f, base)]
         values.append(f[0].double())

@@ -73,12 +73,11 @@ def ksg2(x: np.ndarray, y: np.ndarray, neighbors: int = 3) -> Estimate:
         neighbors: k.
     """
     n = len(x)
-    near = KDTree(np.concatenate([x, y], 1)).query(
-        np.concatenate([x, y], 1), neighbors + 1, p=np.inf
-    )
+    points = np.concatenate([x, y], 1)
+    index = np.asarray(KDTree(points).query(points, neighbors + 1, p=np.inf)[1])
     pointwise = np.full(n, digamma(neighbors) - 1 / neighbors + digamma(n))
     for block in (x, y):
-        radius = np.abs(block[near[1][:, 1:]] - block[:, None]).max((1, 2))
+        radius = np.abs(block[index[:, 1:]] - block[:, None]).max((1, 2))
         pointwise -= digamma(_count_within(block, radius, closed=True) - 1)
     return Estimate(float(pointwise.mean()), pointwise)
 
@@ -120,7 +119,7 @@ def ross(points: np.ndarray, labels: np.ndarray, neighbors: int = 3) -> Estimate
         rows = np.flatnonzero(inverse == value)
         k = min(neighbors, len(rows) - 1)
         tree = KDTree(points[rows])
-        distance, _ = tree.query(points[rows], [k + 1], p=np.inf)
+        distance, _ = tree.query(points[rows], [k + 1], p=np.inf)  # type: ignore[arg-type]
         radius[rows], used[rows] = distance[:, 0], k
         atoms = rows[distance[:, 0] == 0]
         used[atoms] = tree.query_ball_point(points[atoms], 0, p=np.inf, return_length=True)
@@ -135,7 +134,7 @@ def _by_tree(
     """Radius to the k-th neighbour, neighbours used, and each subset's counts, [N] each."""
     points = np.concatenate(blocks, 1)
     tree = KDTree(points)
-    radius = tree.query(points, [k + 1], p=np.inf)[0][:, 0]
+    radius = np.asarray(tree.query(points, [k + 1], p=np.inf)[0])[:, 0]  # type: ignore[arg-type]
     used, atoms = np.full(len(points), float(k)), radius == 0
     if atoms.any():
         used[atoms] = tree.query_ball_point(points[atoms], 0, p=np.inf, return_length=True)

@@ -15,6 +15,7 @@ from mi.__main__ import main
 from mi.channels import binary_entropy
 from mi.estimators.gaussian import normal_scores
 from mi.neural import LEARNT, cross_fitted, residual
+from mi.table import table
 
 RNG = np.random.default_rng
 
@@ -242,3 +243,7 @@ def test_from_the_shell(tmp_path, capsys):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "by ksg" in done.stdout
+
+
+def test_the_table_in_the_readme_is_the_registry():
+    assert table() in (Path(__file__).parents[2] / "README.md").read_text()
