@@ -47,6 +47,23 @@ def decode(
     Raises:
         ValueError: too few samples to split.
     """
+    nats, right = decoded_terms(x, skill, discrete, folds, steps, batch, seed)
+    return Decoded(nats.mean().item(), right.mean().item() if discrete else float("nan"))
+
+
+def decoded_terms(
+    x: Tensor,
+    skill: Tensor,
+    discrete: bool = True,
+    folds: int = 2,
+    steps: int = 400,
+    batch: int = 512,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The terms that `decode` averages: nats and whether the likeliest skill was right, [E] each.
+
+    In the order of the folds, not of the samples.
+    """
     if len(x) < 5 * folds or len(x) != len(skill):
         raise ValueError(
             f"decode: expected at least {5 * folds} samples of both, got {len(x)}, {len(skill)}"
@@ -60,7 +77,7 @@ def decode(
             decoder, mean, std = _fit(x[rest], skill[rest], discrete, steps, batch)
             judged.append(_judge(decoder, (x[held_out] - mean) / std, skill[held_out]))
     nats, right = (torch.cat(values) for values in zip(*judged, strict=True))
-    return Decoded(nats.mean().item(), right.mean().item() if discrete else float("nan"))
+    return nats, right
 
 
 def _fit(x: Tensor, skill: Tensor, discrete: bool, steps: int, batch: int):

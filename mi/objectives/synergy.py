@@ -88,8 +88,7 @@ class Synergy(nn.Module):
 
     - `team`: I(Z; S) - λ agg I(Z; S_C) over groups C of up to `largest` agents (MASD);
     - `independent`: I(Z; S_i), a reward for each agent (DIAYN);
-    - `factored`: I(Z_i; S_i) - λ I(Z_i; S_j≠i) for a skill of each agent's own (DUSDi, Hu et al.
-      2024).
+    - `factored`: I(Z_i; S_i) - λ I(Z_i; S_j≠i), each agent's own skill (DUSDi, Hu et al. 2024).
 
     Args:
         objective: which of the three.

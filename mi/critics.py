@@ -1,0 +1,392 @@
+"""Critics f(x, y), which score how much pairs belong together, and decoders q(y|x).
+
+Both answer two questions: `forward(x, y)` is about pairs, [*, d], [*, e] -> [*]; `pairwise(x, y)`
+about all combinations, [N, d], [M, e] -> [N, M], without repeating what depends on one side only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mi.estimators import gaussian
+
+
+def mlp(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
+    """`layers` hidden layers of width `hidden`."""
+    sizes = [inputs, *[hidden] * layers]
+    parts: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        parts += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(hidden, outputs))
+
+
+class Critic(nn.Module):
+    """Scores of pairs; see the module's docstring."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        raise NotImplementedError
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]; x [N, d] or [*, N, d] against y [M, e] or [*, M, e]."""
+        raise NotImplementedError
+
+
+class SeparableCritic(Critic):
+    """Similarity of embeddings g(x), h(y): N + M network evaluations for N M scores.
+
+    Args:
+        x_size: d.
+        y_size: e.
+        hidden: width of both networks.
+        embedding: size of both embeddings.
+        similarity: `dot`, `cosine`, or `neg_l2` (negative squared distance).
+        temperature: divides the similarity; learnt.
+    """
+
+    def __init__(
+        self,
+        x_size: int,
+        y_size: int,
+        hidden: int = 128,
+        embedding: int = 32,
+        similarity: Literal["dot", "cosine", "neg_l2"] = "dot",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if similarity not in ("dot", "cosine", "neg_l2"):
+            raise ValueError(f"similarity: expected dot, cosine or neg_l2, got {similarity!r}")
+        self.similarity = similarity
+        self.encode_x, self.encode_y = (
+            mlp(x_size, hidden, embedding),
+            mlp(y_size, hidden, embedding),
+        )
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def embed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [*, embedding] of both, normalised if the similarity is the cosine."""
+        g, h = self.encode_x(x), self.encode_y(y)
+        if self.similarity == "cosine":
+            return functional.normalize(g, dim=-1), functional.normalize(h, dim=-1)
+        return g, h
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        g, h = self.embed(x, y)
+        score = -(g - h).square().sum(-1) if self.similarity == "neg_l2" else (g * h).sum(-1)
+        return score / self.log_temperature.exp()
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        g, h = self.embed(x, y)
+        score = g @ h.mT
+        if self.similarity == "neg_l2":
+            score = 2 * score - g.square().sum(-1)[..., None] - h.square().sum(-1)[..., None, :]
+        return score / self.log_temperature.exp()
+
+
+class BilinearCritic(Critic):
+    """xᵀ W y; CURL's and ACORM's critic on embeddings."""
+
+    def __init__(self, x_size: int, y_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(x_size, y_size) / math.sqrt(x_size))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        return ((x @ self.weight) * y).sum(-1)
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        return x @ self.weight @ y.mT
+
+
+class ConcatCritic(Critic):
+    """A network of [x, y]: the most general. Its first layer is a sum, W_x x + W_y y + b.
+
+    Args:
+        x_size: d.
+        y_size: e.
+        hidden: width.
+        layers: hidden layers.
+    """
+
+    def __init__(self, x_size: int, y_size: int, hidden: int = 128, layers: int = 2) -> None:
+        super().__init__()
+        self.from_x, self.from_y = nn.Linear(x_size, hidden), nn.Linear(y_size, hidden, bias=False)
+        self.head = (
+            nn.Sequential(nn.ReLU(), mlp(hidden, hidden, 1, layers - 1))
+            if layers > 1
+            else (nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1)))
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        return self.head(self.from_x(x) + self.from_y(y))[..., 0]
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        return self.head(self.from_x(x)[..., :, None, :] + self.from_y(y)[..., None, :, :])[..., 0]
+
+
+class CopulaCritic(Critic):
+    """Log-density ratio of an elliptical copula (Gaussian or Student's t) fitted in closed form.
+
+    Exact where the copula is; elsewhere what a `ResidualCritic` starts from. No parameters.
+
+    Args:
+        x: samples [N, d].
+        y: their partners [N, e].
+    """
+
+    sorted: Tensor
+    scores: Tensor
+    precision_x: Tensor
+    precision_y: Tensor
+    precision: Tensor
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        data = torch.cat([x, y], 1).detach().cpu().double().numpy()
+        self.split, total = x.shape[1], data.shape[1]
+        copula = gaussian.fit_copula(data)
+        self.dof = copula.dof
+        grid = (np.arange(len(data)) + 0.5) / len(data)
+        normal = math.isinf(copula.dof)
+        scores = special.ndtri(grid) if normal else special.stdtrit(copula.dof, grid)
+        r, d = copula.correlation, self.split
+        parts = {
+            "sorted": np.sort(data, 0).T.copy(), "scores": scores, "precision": np.linalg.inv(r),
+            "precision_x": np.linalg.inv(r[:d, :d]), "precision_y": np.linalg.inv(r[d:, d:]),
+        }  # fmt: skip
+        for name, value in parts.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=x.dtype, device=x.device))
+        dets = [np.linalg.slogdet(m)[1] for m in (r, r[:d, :d], r[d:, d:])]
+        self.constant = float(-0.5 * (dets[0] - dets[1] - dets[2]))
+        if not normal:
+            g = special.gammaln
+            half = copula.dof / 2
+            self.constant += float(
+                g(half + total / 2) + g(half) - g(half + d / 2) - g(half + (total - d) / 2)
+            )
+
+    def _scores(self, values: Tensor, first: int) -> Tensor:
+        """Columns as copula scores, interpolated between the fitted samples' ranks, [*, d]."""
+        flat = values.reshape(-1, values.shape[-1]).T.contiguous()
+        table = self.sorted[first : first + len(flat)].contiguous()
+        right = torch.searchsorted(table, flat).clamp(1, table.shape[1] - 1)
+        low, high = table.gather(1, right - 1), table.gather(1, right)
+        share = ((flat - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        score = torch.lerp(self.scores[right - 1], self.scores[right], share)
+        return score.T.reshape(values.shape)
+
+    def _ratio(self, own_x: Tensor, own_y: Tensor, joint: Tensor, d: int, e: int) -> Tensor:
+        if math.isinf(self.dof):
+            return self.constant + 0.5 * (own_x + own_y - joint)
+        nu = self.dof
+        return (
+            self.constant - 0.5 * (nu + d + e) * torch.log1p(joint / nu)
+            + 0.5 * (nu + d) * torch.log1p(own_x / nu) + 0.5 * (nu + e) * torch.log1p(own_y / nu)
+        )  # fmt: skip
+
+    def _parts(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        d = self.split
+        x, y = self._scores(x, 0), self._scores(y, d)
+
+        def form(v: Tensor, matrix: Tensor) -> Tensor:
+            return ((v @ matrix) * v).sum(-1)
+
+        inner = form(x, self.precision[:d, :d]), form(y, self.precision[d:, d:])
+        return (
+            x @ self.precision[:d, d:],
+            y,
+            *inner,
+            form(x, self.precision_x),
+            form(y, self.precision_y),
+        )
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        turned, score, in_x, in_y, own_x, own_y = self._parts(x, y)
+        joint = in_x + in_y + 2 * (turned * score).sum(-1)
+        return self._ratio(own_x, own_y, joint, x.shape[-1], y.shape[-1])
+
+    @torch.no_grad()
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        turned, score, in_x, in_y, own_x, own_y = self._parts(x, y)
+        joint = in_x[..., None] + in_y[..., None, :] + 2 * turned @ score.mT
+        return self._ratio(own_x[..., None], own_y[..., None, :], joint, x.shape[-1], y.shape[-1])
+
+
+class ResidualCritic(Critic):
+    """base(x, y) + c · network(x, y), where c starts at 0: learning can only leave what is known.
+
+    Args:
+        base: e.g. a `CopulaCritic`.
+        network: another critic.
+    """
+
+    def __init__(self, base: Critic, network: Critic) -> None:
+        super().__init__()
+        self.base, self.network = base, network
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        return self.base(x, y) + self.gain * self.network(x, y)
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        return self.base.pairwise(x, y) + self.gain * self.network.pairwise(x, y)
+
+
+class EnsembleCritic(Critic):
+    """Mean of critics."""
+
+    def __init__(self, critics: list[Critic]) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(critics)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        return torch.stack([c(x, y) for c in self.critics]).mean(0)
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        return torch.stack([c.pairwise(x, y) for c in self.critics]).mean(0)  # type: ignore[operator]
+
+
+class Decoder(Critic):
+    """A conditional density: f(x, y) = log q(y|x), trained by maximum likelihood."""
+
+
+class GaussianDecoder(Decoder):
+    """N(μ(x), diag σ(x)²) [nats].
+
+    The deviation passes a softplus and has no ceiling: one that saturates, as a tanh does, makes
+    upper bounds negative.
+
+    Args:
+        x_size: d; 0 for a density of y alone.
+        y_size: e.
+        hidden: width of the network.
+        min_std: smallest deviation, in the unit of y.
+    """
+
+    def __init__(self, x_size: int, y_size: int, hidden: int = 128, min_std: float = 1e-3) -> None:
+        super().__init__()
+        self.network, self.min_std = mlp(x_size, hidden, 2 * y_size), min_std
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of y, [*, e] each."""
+        mean, raw = self.network(x).chunk(2, -1)
+        return mean, self.min_std + functional.softplus(raw)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y|x), [*]."""
+        mean, std = self.moments(x)
+        return (-0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(
+            -1
+        )
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y_j | x_i), [N, M], by matrix products."""
+        mean, std = self.moments(x)
+        weight = std.square().reciprocal()
+        constant = (mean.square() * weight + 2 * std.log() + math.log(2 * math.pi)).sum(-1)
+        square = weight @ y.square().mT - 2 * (weight * mean) @ y.mT
+        return -0.5 * (square + constant[..., None])
+
+
+class MixtureDecoder(Decoder):
+    """A mixture of diagonal Gaussians whose weights, means and deviations depend on x.
+
+    Args:
+        x_size: d.
+        y_size: e.
+        components: of the mixture.
+        hidden: width of the network.
+        min_std: smallest deviation, in the unit of y.
+    """
+
+    def __init__(
+        self,
+        x_size: int,
+        y_size: int,
+        components: int = 8,
+        hidden: int = 128,
+        min_std: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.network = mlp(x_size, hidden, components * (2 * y_size + 1))
+        self.components, self.min_std = components, min_std
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y|x), [*]."""
+        raw = self.network(x).unflatten(-1, (self.components, -1))
+        weight, (mean, std) = raw[..., 0].log_softmax(-1), raw[..., 1:].chunk(2, -1)
+        std = self.min_std + functional.softplus(std)
+        log_p = -0.5 * ((y[..., None, :] - mean) / std).square() - std.log()
+        log_p = log_p.sum(-1) - 0.5 * y.shape[-1] * math.log(2 * math.pi)
+        return torch.logsumexp(weight + log_p, -1)
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y_j | x_i), [N, M]."""
+        return self(x[..., :, None, :], y[..., None, :, :])
+
+
+class CategoricalDecoder(Decoder):
+    """Classes y, int64 [*].
+
+    Args:
+        x_size: d.
+        classes: C.
+        hidden: width of the network.
+    """
+
+    def __init__(self, x_size: int, classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.network = mlp(x_size, hidden, classes)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y|x), [*]."""
+        return self.network(x).log_softmax(-1).gather(-1, y[..., None])[..., 0]
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y_j | x_i), [N, M]."""
+        log_q = self.network(x).log_softmax(-1)
+        return log_q.gather(-1, y[..., None, :].expand(*log_q.shape[:-1], y.shape[-1]))
+
+
+class BernoulliDecoder(Decoder):
+    """Independent bits y, [*, e] of 0 and 1.
+
+    Args:
+        x_size: d.
+        bits: e.
+        hidden: width of the network.
+    """
+
+    def __init__(self, x_size: int, bits: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.network = mlp(x_size, hidden, bits)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y|x), [*]."""
+        logit = self.network(x)
+        return (functional.logsigmoid(logit) - (1 - y) * logit).sum(-1)
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log q(y_j | x_i), [N, M]."""
+        logit = self.network(x)
+        return functional.logsigmoid(logit).sum(-1)[..., None] - logit @ (1 - y).mT

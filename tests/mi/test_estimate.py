@@ -1,0 +1,249 @@
+"""The one call: routing, values, intervals, warnings, errors, the shell."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import mi
+from mi.__main__ import main
+from mi.channels import binary_entropy
+from mi.estimators.gaussian import normal_scores
+from mi.neural import LEARNT, cross_fitted, residual
+from mi.table import table
+
+RNG = np.random.default_rng
+
+
+def pair(n=1000, rho=0.75, seed=0, d=1):
+    rng = RNG(seed)
+    x = rng.standard_normal((n, d))
+    return x, rho * x + math.sqrt(1 - rho**2) * rng.standard_normal((n, d))
+
+
+def gaussian_truth(rho, d=1):
+    return -0.5 * d * math.log(1 - rho**2)
+
+
+def sign_truth(rho):
+    """I(X; sign Y) by quadrature."""
+    slope = rho / math.sqrt(1 - rho**2)
+    x = np.linspace(-8, 8, 4001)
+    p = stats.norm.cdf(slope * x)
+    uncertainty = [binary_entropy(float(v)) for v in p]
+    return math.log(2) - float(np.trapezoid(stats.norm.pdf(x) * uncertainty, x))
+
+
+def test_gaussian_pairs_whatever_their_container_and_marginals():
+    x, y = pair()
+    first = mi.estimate_mi(x, y)
+    assert first.estimator == "student_copula"
+    assert first.kind == "estimate"
+    assert first.value == pytest.approx(gaussian_truth(0.75), abs=0.06)
+    assert first.bits == pytest.approx(first.value / math.log(2))
+    again = mi.estimate_mi(torch.from_numpy(np.exp(x[:, 0])), torch.from_numpy(y**3))
+    assert again.value == pytest.approx(first.value)
+    assert "nats ±" in str(first)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.75])
+def test_what_is_no_copula_is_noticed(noise):
+    """Uniform x plus uniform noise: known in closed form, and no elliptical copula has it."""
+    rng = RNG(0)
+    x = rng.random(4000)
+    y = x + rng.uniform(-noise, noise, 4000)
+    # h(Y) of the trapezoid of two uniform densities, minus log 2ε.
+    truth = noise - math.log(2 * noise) if noise <= 0.5 else 1 / (4 * noise)
+    found = mi.estimate_mi(x, y)
+    assert found.estimator == "copula + ksg"
+    assert found.value == pytest.approx(truth, abs=0.05)
+    assert abs(found.diagnostics["copula"] - truth) > 0.1
+
+
+def test_routing():
+    rng = RNG(0)
+    x, y = pair(600)
+    label = (x[:, 0] > 0).astype(np.int64)
+    coin = rng.integers(2, size=600)
+    many = rng.integers(40, size=(600, 2))
+    wide = rng.standard_normal((600, 6))
+    wide[:, 0] += 6 * coin
+    censored = np.maximum(x, 0)
+    for args, estimator, value, tolerance in (
+        ((label, coin), "miller_madow", 0, 0.01),
+        ((many[:, 0], many[:, 1]), "chao_shen", 0, 0.5),
+        ((x, label), "ross", math.log(2), 0.03),
+        ((coin, wide), "classifier", math.log(2), 0.05),
+        ((censored, label), "mixed", math.log(2), 0.03),
+        ((x, y, coin), "mixed", gaussian_truth(0.75), 0.15),
+        ((x, y, rng.standard_normal(600)), "student_copula", gaussian_truth(0.75), 0.1),
+    ):
+        found = mi.estimate_mi(*args)
+        assert found.estimator == estimator
+        assert found.value == pytest.approx(value, abs=tolerance), estimator
+        assert found.stderr > 0
+    assert any("repeat" in w for w in mi.estimate_mi(censored, label).warnings)
+    assert any("mixed" in w for w in mi.estimate_mi(censored, y, estimator="ksg").warnings)
+
+
+DIRECT = [i for i in mi.list_estimators() if i.name not in {*LEARNT, "residual"}]
+
+
+@pytest.mark.parametrize("info", DIRECT, ids=lambda i: i.name)
+def test_every_listed_estimator_answers(info):
+    x, y = pair(400)
+    labels = [(v[:, 0] > 0).astype(np.int64) for v in (x, y)]
+    args = {"discrete": labels, "real, discrete": [x, labels[1]]}.get(info.variables, [x, y])
+    found = mi.estimate_mi(*args, estimator=info.name)
+    signs = math.log(2) - binary_entropy(0.5 + math.asin(0.75) / math.pi)
+    truth = {"discrete": signs, "real, discrete": sign_truth(0.75)}
+    assert found.value == pytest.approx(truth.get(info.variables, gaussian_truth(0.75)), abs=0.08)
+    assert found.kind == info.kind
+    assert info.formula and info.reference
+    third = (
+        RNG(1).standard_normal(400) if info.variables != "discrete" else labels[0] * 0 + labels[1]
+    )
+    if info.conditional:
+        assert math.isfinite(mi.estimate_mi(*args, third, estimator=info.name).value)
+    else:
+        with pytest.raises(ValueError, match="takes two variables"):
+            mi.estimate_mi(*args, third, estimator=info.name)
+
+
+@pytest.mark.parametrize(("rho", "d"), [(0.0, 2), (0.6, 1)])
+def test_intervals_cover(rho, d):
+    found = [mi.estimate_mi(*pair(300, rho, seed, d), estimator="gaussian") for seed in range(100)]
+    covered = sum(f.interval[0] <= gaussian_truth(rho, d) <= f.interval[1] for f in found)
+    assert 88 <= covered <= 100
+    mean = np.mean([f.value for f in found])
+    assert mean == pytest.approx(gaussian_truth(rho, d), abs=0.015)
+
+
+def test_self_consistency():
+    """Symmetry, data processing, additivity (Song & Ermon 2020)."""
+    x, y = pair(1500, d=2)
+    both = mi.estimate_mi(x, y).value
+    assert mi.estimate_mi(y, x).value == pytest.approx(both, abs=1e-6)
+    assert mi.estimate_mi(x[:, :1], y).value < both
+    assert both == pytest.approx(2 * gaussian_truth(0.75), abs=0.08)
+    assert mi.estimate_mi(x, np.concatenate([y, y + 1e-3 * x], 1)).value > both - 0.1
+
+
+def test_several_variables():
+    rng = RNG(0)
+    a, b = rng.integers(2, size=(2, 2000))
+    assert mi.interaction_information(a, b, a ^ b).value == pytest.approx(math.log(2), abs=0.01)
+    assert mi.interaction_information(a, a, a).value == pytest.approx(-math.log(2), abs=0.01)
+    x = rng.multivariate_normal(np.zeros(3), 0.5 + 0.5 * np.eye(3), 2000)
+    truth = -0.5 * math.log(np.linalg.det(0.5 + 0.5 * np.eye(3)))
+    for estimator, tolerance in (("auto", 0.04), ("ksg", 0.08)):
+        found = mi.total_correlation(list(x.T), estimator=estimator)
+        assert found.value == pytest.approx(truth, abs=tolerance)
+    with pytest.raises(ValueError, match="at least 2"):
+        mi.total_correlation([x])
+
+
+def test_transfer_entropy_has_a_direction():
+    rng = RNG(0)
+    source, target = rng.standard_normal(3000), np.zeros(3000)
+    noise = rng.standard_normal(3000)
+    for t in range(1, 3000):
+        target[t] = 0.5 * target[t - 1] + 0.5 * source[t - 1] + noise[t]
+    forward = mi.transfer_entropy(source, target)
+    assert forward.value == pytest.approx(0.5 * math.log(1.25), abs=0.025)
+    assert abs(mi.transfer_entropy(target, source).value) < 0.01
+    delayed = np.roll(source, -1)  # the influence now takes two steps
+    assert abs(mi.transfer_entropy(delayed[:-1], target[:-1]).value) < 0.02
+    longer = mi.transfer_entropy(np.roll(source, -1)[:-1], np.roll(target, 1)[:-1], k=3)
+    assert longer.value > 0.08
+    with pytest.raises(ValueError, match="of one length"):
+        mi.transfer_entropy(source[:-1], target)
+
+
+@pytest.mark.parametrize("name", ["infonce", "doe", "flo"])
+def test_learnt_estimators_are_cross_fitted(name):
+    x, y = pair(1200)
+    warnings, found = cross_fitted(name, x, y, 0, steps=120, batch_size=128, lr=3e-3)
+    assert found.value == pytest.approx(gaussian_truth(0.75), abs=0.15)
+    assert name != "infonce" or any("still falling" in w for w in warnings)
+    assert not any("fitted to" in w for w in warnings)
+
+
+def test_a_network_finds_what_the_copula_misses_and_nothing_where_it_misses_nothing():
+    x, y = pair(1500, d=2)
+    squares = 2 * x**2 + y  # no correlation left between them, and much information
+    found, gain = residual(normal_scores(x), normal_scores(squares), 0, steps=200)
+    assert gain > 0
+    assert found.value > 0.5 + mi.estimate_mi(x, squares, estimator="student_copula").value
+    direct, gain = residual(normal_scores(x), normal_scores(y), 0, steps=60)
+    assert gain <= 0
+    assert direct.value == pytest.approx(2 * gaussian_truth(0.75), abs=0.12)
+    quick = mi.estimate_mi(x, squares, quick=True)
+    assert quick.estimator == "copula + ksg"
+    assert "network" not in quick.diagnostics
+
+
+def test_one_learnt_estimator_by_name():
+    x, y = pair(200)
+    found = mi.estimate_mi(x, y, estimator="jsd")
+    assert found.estimator == "jsd"
+    assert 0 < found.value < 1
+
+
+def test_bad_data_is_named():
+    x, y = pair(100)
+    bad = y.copy()
+    bad[3] = math.nan
+    for args, message in (
+        ((x, bad), "y: column 0 holds values that are not finite"),
+        ((np.ones((100, 2)), y), "x: column 0 is constant"),
+        ((np.ones(100, dtype=int), y), "x: column 0 is constant"),
+        ((x, y[:50]), r"as many samples of each variable, got \[100, 50\]"),
+        ((x[:5], y[:5]), "at least 20 samples"),
+        ((x[:, :, None], y), r"x: expected numbers \[N\] or \[N, d\]"),
+        ((np.array(["a"] * 100), y), "x: expected numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mi.estimate_mi(*args)
+    for name, message in (("kgs", "expected 'auto' or one of"), ("nsb", "integers are discrete")):
+        with pytest.raises(ValueError, match=message):
+            mi.estimate_mi(x, y, estimator=name)
+
+
+def test_repeats_and_leaves_global_generators_alone():
+    x, y = pair(300)
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    assert mi.estimate_mi(x, y) == mi.estimate_mi(x, y)
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert (state[1] == np.random.get_state()[1]).all()
+
+
+def test_from_the_shell(tmp_path, capsys):
+    x, y = pair(300)
+    path = tmp_path / "data.npz"
+    np.savez(path, x=x, y=y, z=RNG(5).standard_normal(300))
+    assert main([str(path), "x", "y"]) == 0
+    assert "nats ±" in capsys.readouterr().out
+    assert main([str(path), "x", "y", "--given", "z", "--bits"]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(0.6, abs=0.2)
+    for arguments, message in (
+        ([str(path), "x", "q"], "no array 'q', only ['x', 'y', 'z']"),
+        ([str(tmp_path / "none.npz"), "x", "y"], "no such file"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, "-m", "mi", str(path), "x", "y", "--estimator", "ksg"], text=True,
+        capture_output=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "by ksg" in done.stdout
+
+
+def test_the_table_in_the_readme_is_the_registry():
+    assert table() in (Path(__file__).parents[2] / "README.md").read_text()
