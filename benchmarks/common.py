@@ -118,12 +118,17 @@ def cpu_seconds(pid: int) -> float:
 
 
 def foreign_python(name: str, packages: list[str]) -> str:
-    """Python of a virtual environment of its own, for peers whose pins clash with ours."""
-    python = ROOT / f".venv-{name}" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
-    return str(python)
+    """Python of a virtual environment of its own, for peers whose pins or licence clash with ours.
+
+    It is made where there is none, or where an earlier attempt did not come to its end.
+    """
+    folder = ROOT / f".venv-{name}"
+    python = str(folder / "bin" / "python")
+    if not (folder / "installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+        (folder / "installed").touch()
+    return python
 
 
 class Peer:

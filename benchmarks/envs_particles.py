@@ -9,19 +9,17 @@ environment of its own, `.venv-vmas`, and is no dependency of anything.
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from common import ROOT, foreign_python
+
 SECONDS = 0.5  # CPU time of one measurement
 VMAS = """
 import sys, time, torch
@@ -61,8 +59,6 @@ class Ours:
     """`particles/spread`, stepped whole episodes at a time, resets included."""
 
     def __init__(self, num_envs: int, compile: bool) -> None:
-        import torch
-
         import envs
 
         self.env = envs.make("particles/spread", num_envs=num_envs, compile=compile)
@@ -100,16 +96,10 @@ class Vmas:
     """VMAS in its own process and environment."""
 
     def __init__(self) -> None:
-        python = ROOT / ".venv-vmas" / "bin" / "python"
-        if not (python.parents[1] / "installed").exists():
-            subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
-            import torch
-
-            wanted = [f"torch=={torch.__version__}", "vmas==1.5.2"]  # the same build of torch
-            subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
-            (python.parents[1] / "installed").touch()
+        # the same build of torch as ours
+        python = foreign_python("vmas", [f"torch=={torch.__version__}", "vmas==1.5.2"])
         self.process = subprocess.Popen(
-            [str(python), "-c", VMAS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-c", VMAS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def rate(self, num_envs: int) -> float:
@@ -147,7 +137,6 @@ class Loop:
 
 def measure(rounds: int = 5) -> list[dict[str, Any]]:
     """Rows `part, what, num_envs, value, unit, peer, peer_value, ratio, target`."""
-    import torch
 
     torch.set_num_threads(1)
     rows = []
@@ -195,10 +184,3 @@ def _rows(
         }
         for name, pairs in results.items()
     ]
-
-
-if __name__ == "__main__":
-    chosen = dict(argument.split("=") for argument in sys.argv[1:])
-    for row in measure(int(chosen.get("rounds", 5))):
-        values = {k: f"{v:,.4g}" if isinstance(v, float) else v for k, v in row.items()}
-        print("  ".join(f"{k}={v}" for k, v in values.items()), flush=True)

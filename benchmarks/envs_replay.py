@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from common import foreign_python
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.core.replay import Replay
 
-ROOT = Path(__file__).resolve().parents[1]
 CAPACITY, OBS, ACTIONS, NUM_ENVS = 1_000_000, 17, 6, 1_000
 BATCHES = {256: 400, 4096: 40}  # batch size -> samples per round
 SEQUENCES, LENGTH = 64, 64
@@ -55,7 +53,11 @@ def measure(rounds: int = 5) -> list[Row]:
     """Rows of the table; see `benchmarks/envs.py`."""
     torch.set_num_threads(1)
     with subprocess.Popen(
-        [str(torchrl_python()), "-c", TORCHRL],
+        [
+            foreign_python("torchrl", [f"torch=={torch.__version__}", "torchrl==0.14.1"]),
+            "-c",
+            TORCHRL,
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -155,18 +157,3 @@ def sb3() -> ReplayBuffer:
     buffer.dones[:] = buffer.timeouts[:] = 0
     buffer.full = True
     return buffer
-
-
-def torchrl_python() -> Path:
-    """The interpreter of `.venv-torchrl`, made if there is none."""
-    folder = ROOT / ".venv-torchrl"
-    python = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        torch_version = f"torch=={torch.__version__}"  # the build that we compare with
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", torch_version, "torchrl==0.14.1"],
-            check=True,
-        )
-        (folder / "installed").touch()
-    return python
