@@ -85,7 +85,8 @@ class Particles(BatchedEnv):
         ValueError: an argument out of range.
     """
 
-    dt = 0.1
+    dt: float = 0.1
+    num_agents: int
     body: ClassVar[Body] = Body(size=0.15, accel=5.0)
     """The agents'."""
     others: ClassVar[tuple[Body, ...]] = ()
@@ -364,7 +365,7 @@ class Particles(BatchedEnv):
 
     def _palette(self) -> Tensor:
         """Colours uint8 [1 + L + B, 3]: background, marks, agents, other bodies."""
-        agents = self.num_agents or 0
+        agents = self.num_agents
         phase = torch.arange(agents) / agents + torch.tensor([[0.0], [1 / 3], [2 / 3]])
         agent = (0.5 + 0.45 * torch.cos(2 * math.pi * phase)).t()
         grey, black = torch.full((self.num_marks, 3), 0.7), torch.zeros(len(self.others), 3)
@@ -459,7 +460,7 @@ class Tag(Particles):
 
     def script(self, position: Tensor, velocity: Tensor) -> Sequence[Tensor]:
         """The evader's flight [2, 1, N], and nothing on the obstacles."""
-        agents = self.num_agents or 0
+        agents = self.num_agents
         evader = position[:, agents : agents + 1]
         away = evader - position[:, :agents]
         distance = _norm(away) + 1e-2
@@ -472,7 +473,7 @@ class Tag(Particles):
 
     def reward(self, position: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """10 per pursuer that touches the evader."""
-        agents = self.num_agents or 0
+        agents = self.num_agents
         distance = _distance(position[:, :agents], position[:, agents : agents + 1])[:, 0]
         touches = (distance < self.bodies[0].size + self.others[0].size).sum(0)
         return 10.0 * touches, touches > 0, {}
@@ -494,7 +495,7 @@ class Formation(Particles):
 
     def _constants(self, features: list[list[tuple[int, int, int]]]) -> None:
         super()._constants(features)
-        agents = self.num_agents or 0
+        agents = self.num_agents
         shape = formation(self.shape, agents).to(self.dtype)
         self._pairs = torch.triu_indices(agents, agents, 1, device=self.device)
         self._wanted = torch.pdist(shape).sort().values[:, None].to(self.device)

@@ -136,11 +136,10 @@ class CategoricalPolicy(nn.Module):
 
     def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """An action, int64 [...]."""
-        uniform = torch.rand(
-            (*x.shape[:-1], self.mean[-1].out_features), generator=generator, device=x.device
-        )
+        logits = self.mean(x)
+        uniform = torch.rand(logits.shape, generator=generator, device=x.device)
         noise = -torch.log(-torch.log(uniform.clamp_min(1e-10)).clamp_min(1e-10))  # Gumbel's
-        return (self.mean(x) + noise).argmax(-1)
+        return (logits + noise).argmax(-1)
 
     def mode(self, x: Tensor) -> Tensor:
         """The likeliest action, int64 [...]."""
