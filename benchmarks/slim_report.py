@@ -22,7 +22,7 @@ SHOWN = {
     "moved": "moved > 5 cm",
     "lifted": "lifted",
     "violations": "violations / episode",
-    "violations_sampled": "same, sampled actions",
+    "violations_sampled": "violations, sampled actions",
     "off_table": "off table",
 }
 
@@ -132,7 +132,7 @@ def _bars(axes: Any, groups: dict[str, list[dict[str, Any]]], column: str) -> No
         middle, low, high = interval(values)
         axes.bar(x, middle, yerr=[[middle - low], [high - middle]], capsize=3, alpha=0.6)
         axes.scatter([x] * len(values), values, s=10, color="black", zorder=3)
-        axes.set_xticks(range(x + 1), [*groups][: x + 1], rotation=20)
+        axes.set_xticks(range(x + 1), [*groups][: x + 1], rotation=20, ha="right")
     axes.grid(alpha=0.3, axis="y")
 
 
@@ -178,7 +178,7 @@ def downstream_section(rows: list[dict[str, Any]], results: Path) -> str:
 
 def speed_section(rows: list[dict[str, Any]]) -> str:
     lines = ["## Speed\n", "| what | value | unit | against |", "|---|---|---|---|"]
-    lines += [f"| {r['what']} | {r['value']:g} | {r['unit']} | {r['against']} |" for r in rows]
+    lines += [f"| {r['what']} | {r['value']:g} | {r['unit']} | {r.get('against', '')} |" for r in rows]
     return "\n".join(lines) + "\n"
 
 
