@@ -71,6 +71,8 @@ def cell(rows: list[dict[str, Any]], column: str) -> str:
     if not values:
         return "–"
     middle, low, high = interval(values)
+    if low == high and middle >= 1000:  # a budget
+        return f"{middle:,.0f}"
     digits = 0 if column == "coverage" else 1 if max(abs(high), abs(low)) >= 10 else 2
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -159,8 +161,9 @@ def downstream_section(rows: list[dict[str, Any]], results: Path) -> str:
             values = np.array([interval([r["success"] for r in g]) for _, g in curve])
             steps = [step for step, _ in curve]
             if len(steps) == 1:  # planning is not trained on the task
-                axes.axhline(values[0, 0], linestyle="--", color="grey", label=f"{way} (zero-shot)")
-                axes.axhspan(*values[0, 1:], color="grey", alpha=0.15)
+                colour = f"C{2 + len(axes.patches)}"  # beyond the two that learn
+                axes.axhline(values[0, 0], linestyle="--", color=colour, label=f"{way} (zero-shot)")
+                axes.axhspan(*values[0, 1:], color=colour, alpha=0.15)
                 continue
             axes.plot(steps, values[:, 0], marker="o", label=way)
             axes.fill_between(steps, values[:, 1], values[:, 2], alpha=0.2)
@@ -178,7 +181,9 @@ def downstream_section(rows: list[dict[str, Any]], results: Path) -> str:
 
 def speed_section(rows: list[dict[str, Any]]) -> str:
     lines = ["## Speed\n", "| what | value | unit | against |", "|---|---|---|---|"]
-    lines += [f"| {r['what']} | {r['value']:g} | {r['unit']} | {r.get('against', '')} |" for r in rows]
+    lines += [
+        f"| {r['what']} | {r['value']:g} | {r['unit']} | {r.get('against', '')} |" for r in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
