@@ -68,7 +68,7 @@ class MASDConfig(AgentConfig):
     inputs: Literal["positions", "relative", "velocities", "trajectory"] = "positions"
     """What the team's discriminator reads: positions, positions relative to their centre, positions
     and velocities, or positions and their mean so far (MAVEN-style). The adversary reads single
-    positions, with velocities where those are read."""
+    positions, with velocities where those are read, and the time."""
     features: list[int] | None = None
     """Columns of an agent's observation that are its state s_i; None takes the environment's."""
     observed: list[int] | None = None
@@ -188,7 +188,7 @@ class MASD(Agent):
         self.parts = dict(self.learner.parts)
         features = len(self.columns)
         self.synergy = mi.Synergy(
-            config.objective, self.agents, features,
+            config.objective, self.agents, features + 1,
             features * 2 if config.inputs == "trajectory" else features, config.skill_size,
             config.skill == "discrete", config.penalty_weight, config.penalty, config.subset_size,
             config.aggregate,
@@ -198,6 +198,7 @@ class MASD(Agent):
         )
         self.parts |= {"synergy": self.synergy, "synergy_optimizer": self.optimizer}
         self.rollout_steps = config.horizon
+        self.horizon = min(self.env.max_episode_steps, 2**31)  # of an episode, by which time counts
         self.memory = self._memory(width)
         if config.backbone == "sac":  # on-policy it is empty whenever a checkpoint is taken
             self.parts["memory"] = self.memory
@@ -363,14 +364,19 @@ class MASD(Agent):
         return {name: value / steps[name.split("/")[0]] for name, value in sums.items()}
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """What both discriminators read of the successors [B, A, F], and skills [B, C, Z]."""
+        """What both discriminators read of the successors [B, A, F], and skills [B, C, Z].
+
+        The adversary knows the time: averaged over episodes it would decode less than somebody who
+        looks at their end, and the penalty is only worth what it can decode.
+        """
         x = team_x = batch["next_obs"][..., self.columns]
         if self.config.inputs == "relative":
             team_x = x - x.mean(-2, keepdim=True)
         elif self.config.inputs == "trajectory":
             total = batch["total"] + batch["obs"][..., self.columns] + x
             team_x = torch.cat([x, total / (batch["time"] + 2)[..., None, None]], -1)
-        return team_x, x, batch["skill"].unflatten(-1, (self.codes, -1))
+        time = (batch["time"] / self.horizon)[..., None, None].expand(*x.shape[:-1], 1)
+        return team_x, torch.cat([x, time], -1), batch["skill"].unflatten(-1, (self.codes, -1))
 
     @torch.no_grad()
     def _experience(self, batch: Batch, members: Tensor) -> tuple[Batch, dict[str, Tensor]]:
@@ -388,13 +394,12 @@ class MASD(Agent):
             if penalties.shape[1]:
                 metrics["information/penalised"] = penalties.mean()
                 metrics["information/penalised_max"] = penalties.mean(0).amax()
-        skill, horizon = batch["skill"], min(self.env.max_episode_steps, 2**31)
-        time = batch["time"][..., None] / horizon
+        skill, time = batch["skill"], batch["time"][..., None] / self.horizon
         return {
             "x": self._read(batch["obs"], skill),
             "next_x": self._read(batch["next_obs"], skill),
             "central": torch.cat([batch["state"], skill, time], -1),
-            "next_central": torch.cat([batch["next_state"], skill, time + 1 / horizon], -1),
+            "next_central": torch.cat([batch["next_state"], skill, time + 1 / self.horizon], -1),
             "action": batch["action"],
             "reward": reward.expand(*lead, 1 if config.objective == "team" else self.agents),
             "ended": batch["ended"],

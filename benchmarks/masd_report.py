@@ -18,7 +18,9 @@ SHOWN = {
     "pair_mean": "mean pair [nats]",
     "coordination": "coordination [nats]",
     "relative": "relative [nats]",
+    "exchanged": "joint, one agent exchanged [nats]",
     "intervened": "joint, one agent random [nats]",
+    "intervened_rest": "the others, one agent random [nats]",
     "joint_knn": "joint, k-NN",
     "single_knn_max": "best single, k-NN",
     "coverage": "coverage [bins]",
@@ -57,7 +59,7 @@ def _skills(rows: list[dict[str, Any]], path: Path) -> str:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     methods = group([r for r in rows if r["start"] == 1], lambda r: r["method"])
-    columns = ("joint", "pair_max", "single_max", "intervened")
+    columns = ("joint", "pair_max", "single_max", "exchanged")
     for i, column in enumerate(columns):
         values = np.array([
             interval([r[column] for r in of_method if column in r] or [np.nan])

@@ -13,6 +13,7 @@ An observation is the difference of two rows of the table.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,10 @@ class Particles(BatchedEnv):
         self.table = torch.zeros(rows, num_envs, dtype=self.dtype, device=self.device)
         self._transition = self._step
         if compile:
-            self._transition = torch.compile(self._step, fullgraph=True, dynamic=False)
+            options = {"cpp_wrapper": True}  # launches the fused loops from C++
+            self._transition = torch.compile(
+                self._step, fullgraph=True, dynamic=False, options=options
+            )
         # What the last step has seen, each handed out once: a receiver may write to it.
         self._obs: Tensor | None = None
         self._global: Tensor | None = None
@@ -221,15 +225,29 @@ class Particles(BatchedEnv):
 
     def _contacts(self, position: Tensor) -> Tensor:
         """Forces [2, B, N] of overlapping bodies on each other (mpe2's `get_collision_force`)."""
+        if torch.compiler.is_compiling():
+            return self._contacts_unrolled(position)
         apart = position[:, :, None] - position[:, None]
         # The tiny summand stands for mpe2's exclusion of a body with itself: no 0 / 0.
         distance = _norm(apart) + 1e-30
         # Hard contact, then mpe2's softness; in double, because the last bit of a vectorised exp
         # depends on where in memory it falls: a row would not be the same among other rows.
         hard = torch.add(self._stiff, distance, alpha=-CONTACT_FORCE)
-        exact = hard if torch.compiler.is_compiling() else hard.double()
-        push = functional.softplus(exact, 1 / (CONTACT_MARGIN * CONTACT_FORCE), 40).to(self.dtype)
-        return (apart * (push / distance)).sum(2)
+        return (apart * (_soften(hard.double()).to(self.dtype) / distance)).sum(2)
+
+    def _contacts_unrolled(self, position: Tensor) -> Tensor:
+        """The same for the compiler: every pair once, in a loop that it unrolls."""
+        bodies = range(len(self.bodies))
+        force: list[list[Tensor | float]] = [[0.0] * len(self.bodies) for _ in range(2)]
+        for i, j in itertools.combinations(bodies, 2):
+            apart = position[:, i] - position[:, j]
+            distance = _norm(apart) + 1e-30
+            reach = self.bodies[i].size + self.bodies[j].size
+            push = apart * (_soften(CONTACT_FORCE * (reach - distance)) / distance)
+            for axis in (0, 1):
+                force[axis][i] = force[axis][i] + push[axis]
+                force[axis][j] = force[axis][j] - push[axis]
+        return torch.stack([torch.stack(axis) for axis in force])  # type: ignore[arg-type]
 
     def _see(self, table: Tensor) -> Tensor:
         """Observations [N, A, D] of a table."""
@@ -389,6 +407,11 @@ def _norm(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return (x[0] * x[0] + x[1] * x[1]).sqrt()
     return torch.hypot(x[0], x[1])
+
+
+def _soften(force: Tensor) -> Tensor:
+    """Force of a contact [N] that would be `force` were it hard: mpe2's softplus."""
+    return functional.softplus(force, 1 / (CONTACT_MARGIN * CONTACT_FORCE), 40)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -137,21 +137,59 @@ class Intervened:
 
 
 def interventions(agent: MASD, episodes: int, seed: int) -> dict[str, float]:
-    """Joint information when one agent acts at random: where skills are coordination it falls.
+    """What is left of the joint information when one agent does not take part, in nats.
+
+    Where skills are coordination, it falls: an agent means something only beside the others.
 
     Returns:
-        `intervened`: the joint information, averaged over who acts at random; `intervened_min`;
-        and `random/...`: `metrics` of a team of which everybody does.
+        `intervened`: one agent acts at random; the mean over who does. The others still react to
+        it, so that all states together may tell as much as before;
+        `intervened_rest`: the same, from the states of those others;
+        `exchanged`: one agent's final state is that of the same agent in another episode of the
+        same skill, which keeps what each agent tells alone and breaks how they fit together
+        (discrete skills, mean over agents);
+        `random/...`: `metrics` of a team of which everybody acts at random.
     """
-    env = agent.make_eval_env(episodes)
-    values = []
-    for i in range(agent.agents):
+    env, team = agent.make_eval_env(episodes), range(agent.agents)
+    joint, rest = [], []
+    for i in team:
         played = play(Intervened(agent, [i]), env, seed, deterministic=False)
-        values.append(_decode(agent, final_states(agent, played), played.state["skill"]).nats)
-    everybody = play(Intervened(agent, range(agent.agents)), env, seed)
+        x, skill = final_states(agent, played), played.state["skill"]
+        joint.append(_decode(agent, x, skill).nats)
+        rest.append(_decode(agent, x[:, [j for j in team if j != i]], skill).nats)
+    results = {"intervened": _mean(joint), "intervened_rest": _mean(rest)}
+    if agent.config.skill == "discrete":
+        generator = torch.Generator(agent.device).manual_seed(seed)
+        with agent.using(generator):
+            played = play(agent, env, seed, deterministic=False)
+        x, skill = final_states(agent, played), played.state["skill"]
+        partner = exchange(labels(agent, skill), generator)
+        values = []
+        for i in team:
+            mixed = x.clone()
+            mixed[:, i] = x[partner, i]
+            values.append(_decode(agent, mixed, skill).nats)
+        results["exchanged"] = _mean(values)
+    everybody = play(Intervened(agent, team), env, seed)
     random = metrics(agent, everybody) | {"return_mean": everybody.returns.mean().item()}
-    results = {"intervened": sum(values) / len(values), "intervened_min": min(values)}
     return results | {f"random/{name}": value for name, value in random.items()}
+
+
+def exchange(label: Tensor, generator: torch.Generator) -> Tensor:
+    """For each episode another one of the same skill, all different, int64 [E]."""
+    shuffled = torch.randperm(len(label), generator=generator, device=label.device)
+    shuffled = shuffled[label[shuffled].argsort(stable=True)]  # by skill, at random within it
+    partner = torch.empty_like(shuffled)
+    partner[shuffled] = shuffled.roll(1)
+    # the first of each skill took the last of the one before; it takes the last of its own
+    first = label[shuffled] != label[shuffled].roll(1)
+    last = label[shuffled] != label[shuffled].roll(-1)
+    partner[shuffled[first]] = shuffled[last]
+    return partner
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def report(agent: MASD, directory: Path) -> dict[str, float]:

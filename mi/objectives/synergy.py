@@ -17,8 +17,6 @@ from mi.objectives.skill import (
     GaussianDiscriminator,
 )
 
-AGGREGATES = {"mean": torch.mean, "max": torch.amax, "sum": torch.sum}
-
 
 def groups(agents: int, largest: int) -> Tensor:
     """Membership of all groups of 1 to `largest` agents, small ones first, float [S, A]."""
@@ -100,7 +98,9 @@ class Synergy(nn.Module):
         weight: λ; without one there is no adversary.
         bound: of the penalty, see `GroupInformation`.
         largest: size of the largest penalised group.
-        aggregate: 'mean', 'max' or 'sum' over groups.
+        aggregate: 'mean', 'max' or 'sum' over the groups' information. The largest is that of the
+            group which tells most over the whole batch: a maximum of single samples would pay for
+            noise, and max_C I(Z;S_C) has the gradient of the group that attains it.
     """
 
     everyone: Tensor
@@ -164,7 +164,12 @@ class Synergy(nn.Module):
         if self.adversary is None:
             return gain, gain, gain[:, :0]
         penalties = self.adversary.pointwise(x, skill, members)
-        penalty = penalties
-        if self.team:
-            penalty = AGGREGATES[self.aggregate](penalties, -1, keepdim=True)
+        penalty = self._aggregate(penalties) if self.team else penalties
         return gain - weight * penalty, gain, penalties
+
+    def _aggregate(self, penalties: Tensor) -> Tensor:
+        """One penalty of those of all groups, [B, S] to [B, 1]."""
+        if self.aggregate == "max":
+            return penalties.index_select(1, penalties.mean(0).argmax()[None])
+        total = penalties.sum(1, keepdim=True)
+        return total / penalties.shape[1] if self.aggregate == "mean" else total

@@ -117,6 +117,14 @@ def known(synergy: mi.Synergy, single: float, team: float) -> mi.Synergy:
     return synergy
 
 
+def test_largest_penalty_is_that_of_a_group_and_not_of_noise():
+    """Where no group tells anything, the maximum over samples would still charge for chance."""
+    synergy = mi.Synergy("team", 3, 1, 1, 2, aggregate="max")
+    x, skill = torch.randn(4000, 3, 1), functional.one_hot(torch.arange(4000) % 2, 2)[:, None]
+    reward, gain, penalties = synergy.reward(x, x, skill.float(), synergy.opposing, 1.0)
+    assert torch.equal(gain - reward, penalties[:, [int(penalties.mean(0).argmax())]])
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "max", "sum"])
 def test_reward_by_hand(aggregate):
     """Reward = log q(z|s) + log K - λ agg (log q(z|s_C) + log K) over all groups of 1 and 2."""
@@ -226,6 +234,19 @@ def test_every_switch_trains(tiny, settings):
     results = MASD(**tiny | settings).evaluate()
     known = {"joint", "single_max", "coordination", "relative", "coverage", "return_mean"}
     assert known <= results.keys()
+
+
+def test_the_adversary_knows_the_time_and_the_team_does_not(tiny):
+    agent = MASD(**tiny)
+    agent.learn(total_timesteps=160)
+    batch = {
+        "next_obs": torch.randn(5, 3, 12),
+        "time": torch.arange(5.0),
+        "skill": torch.eye(8)[:5],
+    }
+    team_x, x, _ = agent._features(batch)
+    assert team_x.shape == (5, 3, 2)
+    assert torch.equal(x[..., 2], (time / 20)[:, None].expand(5, 3))
 
 
 def test_warmup_raises_the_weight_from_nothing(tiny):
@@ -346,9 +367,17 @@ def test_metrics_tell_coordination_from_degeneracy(tiny):
 
 def test_interventions_and_report(tiny, tmp_path):
     results = MASD(**tiny).report(tmp_path)
-    assert {"intervened", "random/joint", "coordination"} <= results.keys()
+    assert {"intervened", "exchanged", "random/joint", "coordination"} <= results.keys()
     assert (tmp_path / "plots" / "skills.png").stat().st_size > 1000
     assert (tmp_path / "video" / "skills.mp4").stat().st_size > 1000
+
+
+def test_exchange_pairs_episodes_of_one_skill():
+    label = torch.randint(4, (200,), generator=torch.Generator().manual_seed(0))
+    partner = coordination.exchange(label, torch.Generator().manual_seed(1))
+    assert torch.equal(label[partner], label)
+    assert not (partner == torch.arange(200)).any()
+    assert len(partner.unique()) == 200
 
 
 def test_intervened_agents_act_at_random_and_the_others_do_not(tiny):
