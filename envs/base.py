@@ -175,10 +175,13 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._action_shape = (num_envs, *(action_space.shape or ()))
         self._integer = not isinstance(action_space, gym.spaces.Box)
         self._action_dtype = torch.int64 if self._integer else torch.float32
-        self._bounds = [
+        bounds = [
             torch.as_tensor(bound, dtype=self._action_dtype, device=self.device)
             for bound in _action_bounds(action_space)
         ]
+        same = all(bool((bound == bound.flatten()[0]).all()) for bound in bounds)
+        # Numbers where all actions share them: clamp is faster with those.
+        self._bounds = [bound.flatten()[0].item() for bound in bounds] if same else bounds
 
     # ---- what a subclass writes
 

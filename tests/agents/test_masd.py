@@ -239,11 +239,8 @@ def test_every_switch_trains(tiny, settings):
 def test_the_adversary_knows_the_time_and_the_team_does_not(tiny):
     agent = MASD(**tiny)
     agent.learn(total_timesteps=160)
-    batch = {
-        "next_obs": torch.randn(5, 3, 12),
-        "time": torch.arange(5.0),
-        "skill": torch.eye(8)[:5],
-    }
+    time, skill = torch.arange(5.0), torch.eye(8)[:5]
+    batch = {"next_obs": torch.randn(5, 3, 12), "time": time, "skill": skill}
     team_x, x, _ = agent._features(batch)
     assert team_x.shape == (5, 3, 2)
     assert torch.equal(x[..., 2], (time / 20)[:, None].expand(5, 3))
@@ -356,10 +353,11 @@ def test_metrics_tell_coordination_from_degeneracy(tiny):
     agent = MASD(**tiny)
     together = coordination.metrics(agent, Scripted("joint").episodes(agent, 1200))
     apart = coordination.metrics(agent, Scripted("apart").episodes(agent, 1200))
-    assert together["joint"] > 0.4
+    # All of log 8 is there: two columns name the skill, the four others only hide it.
+    assert together["joint"] > math.log(8) / 3
     assert together["single_max"] < 0.1
-    assert together["coordination"] > 0.4
-    assert together["pair_max"] > 0.4
+    assert together["coordination"] > math.log(8) / 3
+    assert together["pair_max"] > math.log(8) / 2
     assert apart["joint"] == pytest.approx(math.log(8), abs=0.05)
     assert apart["joint_knn"] > 1.2  # biased to 0 in six dimensions
     assert apart["coordination"] < 0.05
@@ -404,7 +402,7 @@ def test_learns_skills_that_can_be_read():
     """Joint DIAYN in seconds: the team's final state tells much of the skill."""
     agent = MASD(**LEARNING, penalty_weight=0.0, device="cpu")
     assert agent.evaluate()["joint"] < 0.1
-    assert agent.learn().evaluate()["joint"] > 0.5  # of 1.39
+    assert agent.learn().evaluate()["joint"] > math.log(4) / 2
 
 
 @pytest.mark.full
