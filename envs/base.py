@@ -175,13 +175,15 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._action_shape = (num_envs, *(action_space.shape or ()))
         self._integer = not isinstance(action_space, gym.spaces.Box)
         self._action_dtype = torch.int64 if self._integer else torch.float32
-        bounds = [
-            torch.as_tensor(bound, dtype=self._action_dtype, device=self.device)
-            for bound in _action_bounds(action_space)
-        ]
-        same = all(bool((bound == bound.flatten()[0]).all()) for bound in bounds)
-        # Numbers where all actions share them: clamp is faster with those.
-        self._bounds = [bound.flatten()[0].item() for bound in bounds] if same else bounds
+        bounds = [np.asarray(bound) for bound in _action_bounds(action_space)]
+        if all((bound == bound.flat[0]).all() for bound in bounds):
+            # Numbers where all actions share them: clamp is faster with those.
+            self._bounds: list[Any] = [bound.flat[0].item() for bound in bounds]
+        else:
+            self._bounds = [
+                torch.as_tensor(bound, dtype=self._action_dtype, device=self.device)
+                for bound in bounds
+            ]
 
     # ---- what a subclass writes
 
