@@ -16,7 +16,7 @@ therefore refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,18 +26,18 @@ from torch import Tensor
 from torch.nn import functional
 
 import mi
-from agents.base import Agent, AgentConfig, State, Step
+from agents.base import Agent, State, Step
 from agents.core import coordination
 from agents.core.checkpoint import load_checkpoint
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import Episodes
 from agents.core.replay import Replay
-from agents.core.team import MAPPO, MASAC, Batch, Sizes
+from agents.core.team import MAPPO, MASAC, Batch, Sizes, TeamConfig
 from envs.base import BatchedEnv
 
 
 @dataclass
-class MASDConfig(AgentConfig):
+class MASDConfig(TeamConfig):
     """Settings of MASD."""
 
     env: str = "particles/free"
@@ -84,12 +84,8 @@ class MASDConfig(AgentConfig):
     """The one discrete skill to use, e.g. for fine-tuning; None draws skills."""
     backbone: Literal["mappo", "sac"] = "mappo"
     """On-policy, or off-policy with rewards recomputed by the current discriminators."""
-    hidden: list[int] = field(default_factory=lambda: [128, 128])
-    """Widths of the hidden layers of actor and critic."""
     horizon: int = 25
     """Steps of every environment between two updates, T."""
-    lr: float = 3e-4
-    """Adam's step size for actor and critic."""
     discriminator_lr: float = 1e-3
     """Adam's step size for the discriminators."""
     discriminator_updates: int = 8
@@ -98,55 +94,24 @@ class MASDConfig(AgentConfig):
     """Gradient steps of the adversary per update: the penalty is only worth what it can decode."""
     discriminator_batch: int = 1024
     """Transitions per such step."""
-    gamma: float = 0.99
-    """Discount γ."""
-    gae_lambda: float = 0.95
-    """λ of the advantage estimate (mappo)."""
-    clip: float = 0.2
-    """Clipping range of PPO's ratio (mappo)."""
-    epochs: int = 4
-    """Passes over the experience per update (mappo)."""
-    minibatches: int = 4
-    """Gradient steps per pass (mappo)."""
-    entropy: float = 0.01
-    """Weight of the policy's entropy (mappo)."""
-    max_grad_norm: float = 0.5
-    """Gradient clipping (mappo)."""
     capacity: int = 400
     """Steps of every environment that are remembered (sac)."""
-    batch_size: int = 1024
-    """Transitions per gradient step (sac)."""
-    updates: int = 25
-    """Gradient steps per update (sac)."""
-    target_rate: float = 0.01
-    """Rate at which the target critics follow (sac)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
         counts = ("horizon", "discriminator_updates", "adversary_updates", "discriminator_batch")
-        counts += ("epochs", "minibatches", "capacity", "batch_size", "updates")
-        for name in (*counts, "subset_size", "subset_samples"):
+        for name in (*counts, "capacity", "subset_size", "subset_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("lr", "discriminator_lr", "max_grad_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("penalty_weight", "skill_weight", "task_weight", "entropy"):
+        rate = self.discriminator_lr
+        require(rate > 0, "discriminator_lr", rate, "a positive number")
+        for name in ("penalty_weight", "skill_weight", "task_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         weights = max(self.skill_weight, self.task_weight)
         require(weights > 0, "skill_weight", weights, "it or task_weight above 0")
-        require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
-        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "in [0, 1]")
-        require(0 < self.clip < 1, "clip", self.clip, "in (0, 1)")
-        require(0 < self.target_rate <= 1, "target_rate", self.target_rate, "in (0, 1]")
-        widths = bool(self.hidden) and min(self.hidden) > 0
-        require(widths, "hidden", self.hidden, "positive widths")
-        require(
-            self.skill_size >= (2 if self.skill == "discrete" else 1),
-            "skill_size",
-            self.skill_size,
-            "at least 2",
-        )
+        least = 2 if self.skill == "discrete" else 1
+        require(self.skill_size >= least, "skill_size", self.skill_size, f"at least {least}")
         if self.fixed_skill is not None:
             valid = self.skill == "discrete" and 0 <= self.fixed_skill < self.skill_size
             require(valid, "fixed_skill", self.fixed_skill, "one of the discrete skills")

@@ -9,12 +9,14 @@ agent), `ended` [...] float, 1 where no value follows.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from agents.base import AgentConfig
+from agents.core.config import require
 from agents.core.nets import (
     LOG_2PI,
     CategoricalPolicy,
@@ -44,21 +46,49 @@ class Sizes:
     """R, 1 or A."""
 
 
-class TeamSettings(Protocol):
-    """The settings that learners read; `MASDConfig` explains them."""
+@dataclass
+class TeamConfig(AgentConfig):
+    """Settings of both learners."""
 
-    hidden: list[int]
-    lr: float
-    gamma: float
-    gae_lambda: float
-    clip: float
-    epochs: int
-    minibatches: int
-    entropy: float
-    max_grad_norm: float
-    batch_size: int
-    updates: int
-    target_rate: float
+    hidden: list[int] = field(default_factory=lambda: [128, 128])
+    """Widths of the hidden layers of actor and critic."""
+    lr: float = 3e-4
+    """Adam's step size for actor and critic."""
+    gamma: float = 0.99
+    """Discount γ."""
+    gae_lambda: float = 0.95
+    """λ of the advantage estimate (mappo)."""
+    clip: float = 0.2
+    """Clipping range of PPO's ratio (mappo)."""
+    epochs: int = 4
+    """Passes over the experience per update (mappo)."""
+    minibatches: int = 4
+    """Gradient steps per pass (mappo)."""
+    entropy: float = 0.01
+    """Weight of the policy's entropy (mappo)."""
+    max_grad_norm: float = 0.5
+    """Gradient clipping (mappo)."""
+    batch_size: int = 1024
+    """Transitions per gradient step (sac)."""
+    updates: int = 25
+    """Gradient steps per update (sac)."""
+    target_rate: float = 0.01
+    """Rate at which the target critics follow (sac)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        for name in ("epochs", "minibatches", "batch_size", "updates"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("lr", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        require(self.entropy >= 0, "entropy", self.entropy, "at least 0")
+        require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
+        require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
+        require(0 < self.clip < 1, "clip", self.clip, "in (0, 1)")
+        require(0 < self.target_rate <= 1, "target_rate", self.target_rate, "in (0, 1]")
+        widths = bool(self.hidden) and min(self.hidden) > 0
+        require(widths, "hidden", self.hidden, "positive widths")
 
 
 class MAPPO:
@@ -69,7 +99,7 @@ class MAPPO:
         policy: π(a_i | x_i), shared by the agents.
     """
 
-    def __init__(self, config: TeamSettings, sizes: Sizes, device: torch.device) -> None:
+    def __init__(self, config: TeamConfig, sizes: Sizes, device: torch.device) -> None:
         self.config, self.device = config, device
         kind = CategoricalPolicy if sizes.discrete else GaussianPolicy
         self.policy = kind(sizes.inputs, config.hidden, sizes.actions).to(device)
@@ -191,7 +221,7 @@ class MASAC:
         policy: π(a_i | x_i), shared by the agents.
     """
 
-    def __init__(self, config: TeamSettings, sizes: Sizes, device: torch.device) -> None:
+    def __init__(self, config: TeamConfig, sizes: Sizes, device: torch.device) -> None:
         self.config, self.device = config, device
         self.policy = SquashedPolicy(sizes.inputs, config.hidden, sizes.actions).to(device)
         width = sizes.central + sizes.agents * sizes.actions
