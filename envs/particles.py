@@ -148,7 +148,7 @@ class Particles(BatchedEnv):
         self.table = torch.zeros(rows, num_envs, dtype=self.dtype, device=self.device)
         self._transition = self._step
         if compile:
-            options = {"cpp_wrapper": True}  # launches the fused loops from C++
+            options: dict[str, Any] = {"cpp_wrapper": True}  # launches the fused loops from C++
             self._transition = torch.compile(
                 self._step, fullgraph=True, dynamic=False, options=options
             )
