@@ -21,6 +21,8 @@ from mi.estimators.classifier import Decoded, decode
 from mi.estimators.gaussian import gaussian_mi
 from mi.estimators.knn import discrete_continuous
 from mi.neural import MIEstimator
+from mi.objectives.contrastive import ClusteredPositives, GeneratedNegatives
+from mi.objectives.empowerment import VariationalEmpowerment
 from mi.objectives.skill import (
     CategoricalDiscriminator,
     ContrastiveUpperBound,
@@ -35,10 +37,12 @@ from mi.result import MIResult
 __all__ = [
     "Capacity",
     "CategoricalDiscriminator",
+    "ClusteredPositives",
     "ContrastiveUpperBound",
     "Decoded",
     "EstimatorInfo",
     "GaussianDiscriminator",
+    "GeneratedNegatives",
     "GroupInformation",
     "Lagrangian",
     "LipschitzDisplacement",
@@ -47,6 +51,7 @@ __all__ = [
     "SkillObjective",
     "Synergy",
     "TemporalDistance",
+    "VariationalEmpowerment",
     "channel_capacity",
     "critics",
     "decode",
