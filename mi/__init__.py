@@ -30,6 +30,7 @@ from mi.objectives.skill import (
     LipschitzDisplacement,
     SkillObjective,
     TemporalDistance,
+    VonMisesFisherDiscriminator,
 )
 from mi.objectives.synergy import GroupInformation, Synergy, groups
 from mi.result import MIResult
@@ -52,6 +53,7 @@ __all__ = [
     "Synergy",
     "TemporalDistance",
     "VariationalEmpowerment",
+    "VonMisesFisherDiscriminator",
     "channel_capacity",
     "critics",
     "decode",
