@@ -209,9 +209,9 @@ class LipschitzCritic(Critic):
         return self.last(self.activation(self.second(self.activation(hidden))))[..., 0]
 
     def _first(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.first.weight  # normalised anew whenever it is read
-        from_x = functional.linear(x, weight[:, : self.split], self.first.bias)
-        return from_x, functional.linear(y, weight[:, self.split :])
+        weight: Tensor = self.first.weight  # type: ignore[assignment]  # normalised when it is read
+        from_x, from_y = weight.split([self.split, weight.shape[1] - self.split], 1)
+        return functional.linear(x, from_x, self.first.bias), functional.linear(y, from_y)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """F of pairs, [*]."""
@@ -590,7 +590,8 @@ class FlowDecoder(Decoder):
         )
         for network in self.networks:  # starts as the identity
             last = network[-1]  # type: ignore[index]
-            nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y|x), [*]."""
