@@ -11,9 +11,11 @@ from mi.channels import Capacity, channel_capacity, gaussian_capacity, water_fil
 from mi.combine import Lagrangian, bilevel_search, mgda, min_norm_weights
 from mi.estimate import (
     EstimatorInfo,
+    dual_total_correlation,
     estimate_mi,
     interaction_information,
     list_estimators,
+    o_information,
     total_correlation,
     transfer_entropy,
 )
@@ -90,6 +92,7 @@ __all__ = [
     "critics",
     "decode",
     "discrete_continuous",
+    "dual_total_correlation",
     "estimate_mi",
     "functional",
     "gaussian_capacity",
@@ -101,6 +104,7 @@ __all__ = [
     "min_norm_weights",
     "negatives",
     "neural",
+    "o_information",
     "total_correlation",
     "transfer_entropy",
     "water_filling",
