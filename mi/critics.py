@@ -382,14 +382,26 @@ class GaussianDecoder(Decoder):
         y_size: e.
         hidden: width of the network.
         min_std: smallest deviation, in the unit of y.
+        std: of all y, instead of a learnt one: the likelihood is then a squared error.
     """
 
-    def __init__(self, x_size: int, y_size: int, hidden: int = 128, min_std: float = 1e-3) -> None:
+    def __init__(
+        self,
+        x_size: int,
+        y_size: int,
+        hidden: int = 128,
+        min_std: float = 1e-3,
+        std: float | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.min_std = mlp(x_size, hidden, 2 * y_size), min_std
+        self.min_std, self.std = min_std, std
+        self.network = mlp(x_size, hidden, 2 * y_size if std is None else y_size)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of y, [*, e] each."""
+        if self.std is not None:
+            mean = self.network(x)
+            return mean, torch.full_like(mean, self.std)
         mean, raw = self.network(x).chunk(2, -1)
         return mean, self.min_std + functional.softplus(raw)
 

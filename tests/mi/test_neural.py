@@ -197,6 +197,7 @@ def test_masked_rows_do_not_count():
         c.SumCritic([c.BilinearCritic(3, 2), c.ConcatCritic(3, 2, 8)]),
         c.LipschitzCritic(3, 2, 8).eval(),
         c.GaussianDecoder(3, 2, 8),
+        c.GaussianDecoder(3, 2, 8, std=0.5),
         c.MixtureDecoder(3, 2, 3, 8),
         c.BernoulliDecoder(3, 2, 8),
         c.VonMisesFisherDecoder(3, 2, 8),
@@ -339,3 +340,14 @@ def test_a_lipschitz_critic_never_stretches_even_when_it_is_trained_to():
     assert (change / (a - b).norm(dim=1)).max() <= 1.01
     z = torch.randn(2000, 5)
     assert (critic(z[:, :2], z[:, 2:]) * z[:, 0]).mean() > 0.7  # not vacuous; f = x_1 gives 1
+
+
+def test_a_fixed_deviation_is_a_squared_error():
+    torch.manual_seed(0)
+    decoder, x, y = c.GaussianDecoder(3, 2, 8, std=2.0), torch.randn(5, 3), torch.randn(5, 2)
+    error = (y - decoder.moments(x)[0]).square().sum(-1) / 8
+    expected = -error - 2 * math.log(2.0) - math.log(2 * math.pi)
+    torch.testing.assert_close(decoder(x, y), expected)
+    weight = torch.tensor([1.0, 2, 0, 0, 1])  # positions of a sequence, say
+    value = n.BarberAgakov(decoder, 0.0).bound(x, y, weight=weight)
+    torch.testing.assert_close(value, (expected * weight).sum() / 4)
