@@ -88,10 +88,12 @@ class SeparableCritic(Critic):
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """F of all combinations, [N, M]."""
         g, h = self.embed(x, y)
-        score = g @ h.mT
-        if self.similarity == "neg_l2":
-            score = 2 * score - g.square().sum(-1)[..., None] - h.square().sum(-1)[..., None, :]
-        return score / self.log_temperature.exp()
+        if self.similarity != "neg_l2":
+            return g @ h.mT / self.log_temperature.exp()
+        with torch.autocast(x.device.type, enabled=False):  # differences of squares need all digits
+            g, h = (v.float() if v.dtype != torch.float64 else v for v in (g, h))
+            square = g.square().sum(-1)[..., None] + h.square().sum(-1)[..., None, :]
+            return (2 * g @ h.mT - square) / self.log_temperature.exp()
 
 
 class BilinearCritic(Critic):
@@ -415,10 +417,12 @@ class GaussianDecoder(Decoder):
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y_j | x_i), [N, M], by matrix products."""
         mean, std = self.moments(x)
-        weight = std.square().reciprocal()
-        constant = (mean.square() * weight + 2 * std.log() + math.log(2 * math.pi)).sum(-1)
-        square = weight @ y.square().mT - 2 * (weight * mean) @ y.mT
-        return -0.5 * (square + constant[..., None])
+        with torch.autocast(x.device.type, enabled=False):  # differences of squares need all digits
+            mean, std, y = (v.float() if v.dtype != torch.float64 else v for v in (mean, std, y))
+            weight = std.square().reciprocal()
+            constant = (mean.square() * weight + 2 * std.log() + math.log(2 * math.pi)).sum(-1)
+            square = weight @ y.square().mT - 2 * (weight * mean) @ y.mT
+            return -0.5 * (square + constant[..., None])
 
 
 class MixtureDecoder(Decoder):

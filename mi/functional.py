@@ -874,9 +874,11 @@ def _leave_one_out(x: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_distances(x: Tensor) -> Tensor:
-    # Not cdist: its gradient is infinite at distance 0.
-    square = x.square().sum(-1)
-    return (square[:, None] + square - 2 * x @ x.T).clamp_min(0)
+    # Not cdist: its gradient is infinite at distance 0. A difference of squares needs all digits.
+    with torch.autocast(x.device.type, enabled=False):
+        x = x - x.mean(0)
+        square = x.square().sum(-1)
+        return (square[:, None] + square - 2 * x @ x.T).clamp_min(0)
 
 
 def _gaussian_kernel(x: Tensor, width: float | None) -> Tensor:

@@ -61,7 +61,7 @@ def staircase(
     Args:
         truth: at each step of training [T].
         curves: value at each step [T] of each bound.
-        smoothing: steps of the moving average that is drawn over the values.
+        smoothing: steps of the centred moving average that is drawn over the values.
     """
     if not curves:
         raise ValueError("staircase: expected at least one curve")
@@ -76,7 +76,7 @@ def staircase(
         window = max(1, min(smoothing, len(values)))
         mean = np.convolve(values, np.ones(window) / window, "valid")
         axes.plot(values, color="C0", alpha=0.25, linewidth=0.5, rasterized=True)
-        axes.plot(np.arange(len(mean)) + window - 1, mean, color="C0", linewidth=1.3)
+        axes.plot(np.arange(len(mean)) + (window - 1) / 2, mean, color="C0", linewidth=1.3)
         axes.plot(truth, color="k", linewidth=1, linestyle="--")
         axes.set_title(name, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
@@ -122,7 +122,15 @@ def pairwise(
     axes.set_yticks(range(len(names)), names)
     for i, j in np.argwhere(~np.isnan(matrix)):
         colour = "k" if matrix[i, j] > 0.6 * top else "w"
-        axes.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.text(
+            j,
+            i,
+            f"{round(matrix[i, j], 2) + 0.0:.2f}",
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="information [nats]", shrink=0.8)
     return figure, matrix
