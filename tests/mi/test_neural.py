@@ -399,7 +399,7 @@ def test_a_chain_of_ratios_reaches_further_than_one_classifier():
 
 
 def test_bridges_of_the_chain_are_told_apart_by_log_ratios():
-    """Exact log-ratios of Gaussian waypoints add up to the information, and nothing trains lower."""
+    """Exact log-ratios of Gaussian waypoints add up to the information; none trains lower."""
     rho = 0.9
     shares = torch.linspace(0, 1, 4)
 
