@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from mi.critics import MaxMin, VonMisesFisherDecoder, von_mises_fisher
+
 
 class SkillObjective(nn.Module):
     """An estimator of the dependence between skill and state.
@@ -127,6 +129,45 @@ def _gaussian(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return -(0.5 * ((x - mean) / std).square() + constant).sum(-1)
 
 
+class VonMisesFisherDiscriminator(SkillObjective):
+    """Barber-Agakov with q(z|x') von Mises-Fisher; skills on the unit sphere, exactly [nats].
+
+    A state that tells nothing has κ = 0 and is worth 0, whatever the skill.
+
+    Args:
+        features: D.
+        skill_size: Z >= 2.
+        hidden: width of the two hidden layers.
+        max_concentration: bounds κ; without it the reward is unbounded when the skill is decodable.
+    """
+
+    def __init__(
+        self, features: int, skill_size: int, hidden: int = 128, max_concentration: float = 100.0
+    ) -> None:
+        super().__init__()
+        self.decoder = VonMisesFisherDecoder(features, skill_size, hidden, max_concentration)
+        # Minus the logarithm of the sphere's area.
+        self.log_prior = math.lgamma(skill_size / 2) - math.log(2 * math.pi ** (skill_size / 2))
+
+    def log_prob(self, x: Tensor, skill: Tensor) -> Tensor:
+        """Log q(skill | x), [B]."""
+        return self.decoder(x, skill)
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """E log q(Z | x) over uniform skills Z, whose mean is 0, [B]."""
+        natural = self.decoder.natural(x)
+        return von_mises_fisher(natural, torch.zeros_like(natural))
+
+    def loss(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
+        """Negative log-likelihood of the skill given x_next."""
+        return -self.log_prob(x_next, skill).mean()
+
+    @torch.no_grad()
+    def pointwise(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
+        """Log q(z|x') - log p(z)."""
+        return self.log_prob(x_next, skill) - self.log_prior
+
+
 class ContrastiveUpperBound(SkillObjective):
     """CLUB: I(Z; X') <= E log q(z|x') - E log q(z''|x'), z'' from the prior [nats].
 
@@ -139,7 +180,10 @@ class ContrastiveUpperBound(SkillObjective):
         decoder: q(z|x').
     """
 
-    def __init__(self, decoder: CategoricalDiscriminator | GaussianDiscriminator) -> None:
+    def __init__(
+        self,
+        decoder: CategoricalDiscriminator | GaussianDiscriminator | VonMisesFisherDiscriminator,
+    ) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -151,15 +195,6 @@ class ContrastiveUpperBound(SkillObjective):
     def pointwise(self, x: Tensor, x_next: Tensor, skill: Tensor) -> Tensor:
         """Log q(z|x') - E log q(Z|x') over the prior."""
         return self.decoder.log_prob(x_next, skill) - self.decoder.prior_log_prob(x_next)
-
-
-class MaxMin(nn.Module):
-    """Sorts neighbouring pairs: a gradient-norm-preserving activation (Anil et al. 2019)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., 2k] -> [..., 2k]."""
-        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], -1)
 
 
 class LipschitzDisplacement(SkillObjective):

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import special
 
 from mi import critics as c
 from mi import neural as n
@@ -192,9 +194,14 @@ def test_masked_rows_do_not_count():
         c.ConcatCritic(3, 2, 8, layers=1),
         c.EnsembleCritic([c.BilinearCritic(3, 2), c.ConcatCritic(3, 2, 8)]),
         c.ResidualCritic(c.BilinearCritic(3, 2), c.ConcatCritic(3, 2, 8)),
+        c.SumCritic([c.BilinearCritic(3, 2), c.ConcatCritic(3, 2, 8)]),
+        c.LipschitzCritic(3, 2, 8).eval(),
         c.GaussianDecoder(3, 2, 8),
+        c.GaussianDecoder(3, 2, 8, std=0.5),
         c.MixtureDecoder(3, 2, 3, 8),
         c.BernoulliDecoder(3, 2, 8),
+        c.VonMisesFisherDecoder(3, 2, 8),
+        c.FlowDecoder(3, 2, 3, 8),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -215,7 +222,23 @@ def test_class_decoder():
     torch.testing.assert_close(every, torch.ones(5))
 
 
-@pytest.mark.parametrize("decoder", [c.GaussianDecoder(2, 1, 8), c.MixtureDecoder(2, 1, 3, 8)])
+def jitter(module: torch.nn.Module, size: float = 0.5) -> torch.nn.Module:
+    """The module with parameters that no initialisation makes special."""
+    torch.manual_seed(0)
+    for p in module.parameters():
+        p.data.add_(size * torch.randn_like(p))
+    return module
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        c.GaussianDecoder(2, 1, 8),
+        c.MixtureDecoder(2, 1, 3, 8),
+        jitter(c.FlowDecoder(2, 1, 3, 8), 0.1),
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_densities_integrate_to_one(decoder):
     torch.manual_seed(0)
     y = torch.linspace(-40, 40, 20001)[:, None]
@@ -249,3 +272,162 @@ def test_residual_starts_at_its_base():
     estimator = n.JSD(critic)
     estimator.fit(*gaussian(300), steps=10, batch_size=64)
     assert critic.gain.item() != 0 or critic(x, y).equal(base(x, y))
+
+
+def test_a_flow_in_two_dimensions_is_a_density():
+    flow = jitter(c.FlowDecoder(1, 2, 3, 8), 0.2)
+    grid = torch.linspace(-12, 12, 401)
+    y = torch.cartesian_prod(grid, grid)
+    density = flow(torch.ones(len(y), 1), y).exp()
+    assert density.sum().item() * (grid[1] - grid[0]).item() ** 2 == pytest.approx(1, abs=0.01)
+    far = torch.full((1, 2), 100.0, requires_grad=True)
+    flow(torch.ones(1, 1), far).sum().backward()
+    assert far.grad is not None and torch.isfinite(far.grad).all()
+
+
+@pytest.mark.parametrize("order", [0.0, 0.5, 1.0, 4.0, 30.0])
+def test_bessel_functions_and_their_slope(order):
+    x = torch.tensor([1e-3, 0.1, 1.0, 7.0, 50.0, 1e3], dtype=torch.float64, requires_grad=True)
+    value = c.log_bessel(order, x)
+    truth = np.log(special.ive(order, x.detach().numpy()))
+    sane = np.isfinite(truth)
+    assert value.detach().numpy()[sane] == pytest.approx(truth[sane], abs=1e-6)
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    ratio = special.ive(order + 1, x.detach().numpy()) / special.ive(order, x.detach().numpy())
+    expected = ratio + order / x.detach().numpy() - 1
+    assert slope.numpy()[sane] == pytest.approx(expected[sane], abs=1e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_directions_have_a_density_on_the_sphere(size):
+    torch.manual_seed(0)
+    decoder = jitter(c.VonMisesFisherDecoder(2, size, 8))
+    y = torch.nn.functional.normalize(torch.randn(400_000, size), dim=-1)
+    area = 2 * math.pi ** (size / 2) / math.gamma(size / 2)
+    x = torch.randn(3, 2)
+    total = decoder.pairwise(x, y).exp().mean(1) * area
+    assert total.tolist() == pytest.approx([1, 1, 1], abs=0.03)
+    kappa = decoder.natural(100 * x).norm(dim=-1)
+    assert (kappa < 100).all() and (kappa > 1).all()
+    with pytest.raises(ValueError, match="y_size >= 2"):
+        c.VonMisesFisherDecoder(2, 1)
+
+
+def test_a_relation_does_not_depend_on_the_order_unless_it_is_told_to():
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 3), torch.randn(4, 3)
+    for aggregate in ("sum", "mean", "max", "concat"):
+        critic = c.RelationCritic(3, 8, aggregate)
+        matrix = critic.pairwise(x, y)
+        torch.testing.assert_close(matrix[:, 1], critic(x, y[1].expand(5, 3)))
+        assert torch.allclose(matrix, critic.pairwise(y, x).T) == (aggregate != "concat")
+    with pytest.raises(ValueError, match="aggregate"):
+        c.RelationCritic(3, 8, "median")  # type: ignore[arg-type]
+
+
+def test_a_lipschitz_critic_never_stretches_even_when_it_is_trained_to():
+    torch.manual_seed(0)
+    critic = c.LipschitzCritic(2, 3, 16)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    for _ in range(100):
+        z = torch.randn(64, 5)
+        optimizer.zero_grad()
+        (-(critic(z[:, :2], z[:, 2:]) * z[:, 0]).mean()).backward()
+        optimizer.step()
+    critic.eval()
+    a, b = torch.randn(2, 3000, 5)
+    change = (critic(a[:, :2], a[:, 2:]) - critic(b[:, :2], b[:, 2:])).abs()
+    assert (change / (a - b).norm(dim=1)).max() <= 1.01
+    z = torch.randn(2000, 5)
+    assert (critic(z[:, :2], z[:, 2:]) * z[:, 0]).mean() > 0.7  # not vacuous; f = x_1 gives 1
+
+
+def test_a_fixed_deviation_is_a_squared_error():
+    torch.manual_seed(0)
+    decoder, x, y = c.GaussianDecoder(3, 2, 8, std=2.0), torch.randn(5, 3), torch.randn(5, 2)
+    error = (y - decoder.moments(x)[0]).square().sum(-1) / 8
+    expected = -error - 2 * math.log(2.0) - math.log(2 * math.pi)
+    torch.testing.assert_close(decoder(x, y), expected)
+    weight = torch.tensor([1.0, 2, 0, 0, 1])  # positions of a sequence, say
+    value = n.BarberAgakov(decoder, 0.0).bound(x, y, weight=weight)
+    torch.testing.assert_close(value, (expected * weight).sum() / 4)
+
+
+def test_a_part_of_the_training_samples_is_recognised_and_new_samples_are_not():
+    x, y = gaussian(300)
+    estimator = n.SMILE(c.SeparableCritic(1, 1, 8, 4))
+    estimator.fit(x, y, steps=2, batch_size=32)
+    for seen in ((x[50:150], y[50:150]), (x.flip(0), y.flip(0))):
+        assert any("fitted to" in w for w in estimator.estimate(*seen).warnings)
+    assert not estimator.estimate(*gaussian(300, 1)).warnings
+    classes = torch.arange(300) % 2
+    estimator = n.BarberAgakov(c.CategoricalDecoder(1, 2, 8), math.log(2))
+    flags = (torch.arange(300) % 3)[:, None].float()  # rows that repeat say nothing
+    estimator.fit(flags, classes, steps=2, batch_size=32)
+    assert not estimator.estimate(flags, classes).warnings
+
+
+def test_bad_samples_are_named():
+    x, y = gaussian(50)
+    bad = y.clone()
+    bad[7] = math.nan
+    estimator = n.JSD(c.ConcatCritic(1, 1, 8))
+    for call, message in (
+        (lambda: estimator.fit(x, bad), "y: column 0 holds values that are not finite"),
+        (lambda: estimator.estimate(bad, y), "x: column 0 holds values that are not finite"),
+        (lambda: estimator.fit(0 * x, y), "x: column 0 is constant"),
+        (lambda: estimator.fit(x, y[:20]), "at least 10 pairs, got 50 x and 20 y"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.full
+def test_a_chain_of_ratios_reaches_further_than_one_classifier():
+    """20 nats in 10 dimensions, where joint and product hardly overlap."""
+    torch.manual_seed(0)
+    rho = math.sqrt(1 - math.exp(-4))
+    x = torch.randn(6000, 10)
+    y = rho * x + math.sqrt(1 - rho**2) * torch.randn(6000, 10)
+    found = {}
+    for name in ("tre", "jsd"):
+        torch.manual_seed(0)
+        estimator = n.LEARNT[name][1](10, 10)
+        estimator.fit(x[:4000], y[:4000], steps=1000, lr=2e-3, patience=12)
+        found[name] = estimator.estimate(x[4000:], y[4000:]).value
+    assert found["jsd"] + 2 < found["tre"] < 21
+
+
+def test_bridges_of_the_chain_are_told_apart_by_log_ratios():
+    """Exact log-ratios of Gaussian waypoints add up to the information; none trains lower."""
+    rho = 0.9
+    shares = torch.linspace(0, 1, 4)
+
+    class Bridge(c.Critic):
+        def __init__(self, a, b, scale=1.0):
+            super().__init__()
+            self.r, self.scale = [rho * math.sqrt(1 - s**2) for s in (a, b)], scale
+
+        def forward(self, x, y):
+            first, second = (
+                -0.5 * ((y - r * x) ** 2 / (1 - r * r) + math.log(1 - r * r)) for r in self.r
+            )
+            return self.scale * (first - second)[..., 0]
+
+        def pairwise(self, x, y):
+            return self(x[:, None], y[None])
+
+    torch.manual_seed(0)
+    x = torch.randn(4000, 1)
+    y = rho * x + math.sqrt(1 - rho**2) * torch.randn(4000, 1)
+    ends = list(zip(shares[:-1].tolist(), shares[1:].tolist(), strict=True))
+    chain = n.DensityRatioChain([Bridge(a, b) for a, b in ends])
+    truth = -0.5 * math.log(1 - rho**2)
+    assert chain.bound(x[:1000], y[:1000]).item() == pytest.approx(truth, abs=0.1)
+    best = chain.loss(x, y)
+    for scale in (0.7, 1.3):
+        assert n.DensityRatioChain([Bridge(a, b, scale) for a, b in ends]).loss(x, y) > best
+    own = chain.loss(x, y, negatives=y.roll(1, 0)[:, None])
+    torch.testing.assert_close(own, best)
+    with pytest.raises(ValueError, match="at least 2 critics"):
+        n.DensityRatioChain([Bridge(0, 1)])

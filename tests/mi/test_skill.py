@@ -101,6 +101,7 @@ def test_rewards_carry_no_gradient():
     for objective in (
         mi.CategoricalDiscriminator(3, 4),
         mi.GaussianDiscriminator(3, 4),
+        mi.VonMisesFisherDiscriminator(3, 4),
         mi.LipschitzDisplacement(3, 4),
         mi.TemporalDistance(3, 4),
     ):
@@ -174,3 +175,27 @@ def test_prior_log_prob_is_the_mean_over_the_prior():
     circle = torch.stack([angle.cos(), angle.sin()], 1)
     every = gaussian.log_prob(x.expand(360, 3), circle).mean()
     assert gaussian.prior_log_prob(x).item() == pytest.approx(every.item(), abs=1e-4)
+
+
+def test_directional_discriminator_reaches_the_information_of_a_noisy_direction():
+    """q(z|x') is von Mises with κ = 4: I = κ A(κ) - log I_0(κ), in closed form by Bessel ratios."""
+    kappa = 4.0
+    torch.manual_seed(0)
+    noise = torch.distributions.VonMises(torch.tensor(0.0), torch.tensor(kappa))
+
+    def batch(_):
+        shown = 2 * math.pi * torch.rand(512)
+        angle = shown + noise.sample((512,))
+        x, z = (torch.stack([a.cos(), a.sin()], 1) for a in (shown, angle))
+        return torch.zeros_like(x), x, z
+
+    objective = mi.VonMisesFisherDiscriminator(2, 2, hidden=32)
+    train(objective, batch)
+    value = torch.cat([objective.pointwise(*batch(i)) for i in range(40)]).mean().item()
+    k = torch.tensor(kappa, dtype=torch.float64)
+    mean_cosine = torch.special.i1(k) / torch.special.i0(k)
+    truth = (k * mean_cosine - torch.special.i0(k).log()).item()
+    assert value == pytest.approx(truth, abs=0.03)
+    club = mi.ContrastiveUpperBound(objective)  # the divergence both ways: κ A(κ) at the truth
+    above = torch.cat([club.pointwise(*batch(i)) for i in range(40)]).mean().item()
+    assert above == pytest.approx((k * mean_cosine).item(), abs=0.1)
