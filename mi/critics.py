@@ -19,12 +19,18 @@ from torch.nn import functional
 from mi.estimators import gaussian
 
 
-def mlp(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
+def mlp(
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    layers: int = 2,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
     """`layers` hidden layers of width `hidden`."""
     sizes = [inputs, *[hidden] * layers]
     parts: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
-        parts += [nn.Linear(a, b), nn.SiLU()]
+        parts += [nn.Linear(a, b), activation()]
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
 
@@ -50,6 +56,7 @@ class SeparableCritic(Critic):
         embedding: size of both embeddings.
         similarity: `dot`, `cosine`, or `neg_l2` (negative squared distance).
         temperature: divides the similarity; learnt.
+        activation: of both networks; a smooth one suits smooth densities.
     """
 
     def __init__(
@@ -60,14 +67,14 @@ class SeparableCritic(Critic):
         embedding: int = 32,
         similarity: Literal["dot", "cosine", "neg_l2"] = "dot",
         temperature: float = 1.0,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         if similarity not in ("dot", "cosine", "neg_l2"):
             raise ValueError(f"similarity: expected dot, cosine or neg_l2, got {similarity!r}")
         self.similarity = similarity
         self.encode_x, self.encode_y = (
-            mlp(x_size, hidden, embedding),
-            mlp(y_size, hidden, embedding),
+            mlp(size, hidden, embedding, activation=activation) for size in (x_size, y_size)
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
@@ -281,7 +288,9 @@ class CanonicalCritic(Critic):
             weight = nn.functional.pad(rho, (0, len(turn) - len(rho))) + 0.2
             self.register_buffer(f"turn_{name}", (matrix @ turn * (weight / weight[0])).to(x.dtype))
             self.register_buffer(f"white_{name}", matrix.to(x.dtype))
-        self.network = SeparableCritic(x.shape[1] + 1, y.shape[1] + 1, hidden, embedding)
+        self.network = SeparableCritic(
+            x.shape[1] + 1, y.shape[1] + 1, hidden, embedding, activation=nn.SiLU
+        )
 
     def _features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         def features(v: Tensor, turn: Tensor, white: Tensor) -> Tensor:

@@ -193,7 +193,11 @@ class MIEstimator(nn.Module):
         every = max(1, min(50, steps // 20))
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr, fused=True)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+        cycle = (
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+            if one_cycle
+            else None
+        )
 
         def loss(rows: Tensor) -> Tensor:
             if not negatives:
@@ -210,7 +214,7 @@ class MIEstimator(nn.Module):
             optimizer.zero_grad()
             loss(rows).backward()
             optimizer.step()
-            if one_cycle:
+            if cycle is not None:
                 cycle.step()
             if step % every and step < steps:
                 continue
