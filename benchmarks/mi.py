@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mi
 from benchmarks.common import ROOT, note
+from benchmarks.mi_checks import CHECKS
+from benchmarks.mi_staircase import BOUNDS, LEVELS, climb
 from benchmarks.mi_tasks import EXTRA, TASKS, Task
 
 RESULTS = ROOT / "benchmarks" / "results" / "mi"
@@ -39,6 +41,7 @@ class Ledger:
     def __init__(self, name: str, keys: tuple[str, ...], values: tuple[str, ...]) -> None:
         self.path, self.keys, self.columns = RESULTS / f"{name}.csv", keys, (*keys, *values)
         self.done: set[tuple[str, ...]] = set()
+        self._new: set[tuple[str, ...]] = set()
         if self.path.exists():
             with self.path.open(newline="") as file:
                 self.done = {tuple(row[k] for k in keys) for row in csv.DictReader(file)}
@@ -55,9 +58,11 @@ class Ledger:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if first:
                 writer.writeheader()
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-        self.done.add(tuple(str(row[k]) for k in self.keys))
-        note(self.path)
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        if not self._new:
+            note(self.path)
+        self._new.add(key := tuple(str(row[k]) for k in self.keys))
+        self.done.add(key)
 
 
 ESTIMATE = ("truth", "value", "error", "low", "high", "kind", "chosen", "cpu_s")
@@ -91,6 +96,45 @@ def tasks(options: argparse.Namespace) -> None:
                           f"{task.truth:.3f} by {row['chosen']}, {row['cpu_s']:.1f} s", flush=True)  # fmt: skip
 
 
+def checks(options: argparse.Namespace) -> None:
+    """Discrete, mixed, conditional, multivariate, capacity, bounds, coverage, numerics …"""
+    for part in CHECKS:
+        if options.part not in (part.__name__, "all"):
+            continue
+        columns = ("truth", "value", "low", "high", "chosen", "cpu_s")
+        ledger = Ledger(part.__name__, ("case", "seed", "estimator"), columns)
+        for case, seed, estimator, truth, measure in part(options.seeds):
+            if not ledger.missing(case, seed, estimator):
+                continue
+            start = time.process_time()
+            found = measure()
+            row = {"case": case, "seed": seed, "estimator": estimator, "truth": truth,
+                   "cpu_s": time.process_time() - start}  # fmt: skip
+            if isinstance(found, mi.MIResult):
+                low, high = found.interval
+                row |= {"value": found.value, "low": low, "high": high, "chosen": found.estimator}
+            elif isinstance(found, mi.Capacity):
+                row |= {"value": found.value, "low": found.value, "high": found.value + found.gap}
+            else:
+                row["value"] = found
+            ledger.add(**row)
+            print(f"{part.__name__}: {case}, {estimator}, seed {seed}: {row['value']:.5g} of "
+                  f"{truth:.5g}, {row['cpu_s']:.1f} s", flush=True)  # fmt: skip
+
+
+def staircase(options: argparse.Namespace) -> None:
+    """20-d Gaussian pairs and their cubes, 2 to 10 nats."""
+    columns = ("steps", "mean", "bias", "std", "mse", "cpu_s")
+    ledger = Ledger("staircase", ("bound", "cubic", "seed", "nats"), columns)
+    for seed in range(options.seeds):
+        for name in options.bounds:
+            for cubic in (False, True):
+                if ledger.missing(name, int(cubic), seed, LEVELS[-1]):
+                    for row in climb(name, cubic, seed, options.steps):
+                        ledger.add(**row)
+                    print(f"{name}, cubic {cubic}, seed {seed}", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,6 +145,15 @@ def main() -> None:
     command.add_argument("--suite", choices=["bmi", "extra", "all"], default="all")
     command.add_argument("--estimators", nargs="+", default=["auto", "quick"])
     command.set_defaults(run=tasks)
+    command = commands.add_parser("checks", help=checks.__doc__)
+    command.add_argument("part", choices=["all", *(part.__name__ for part in CHECKS)])
+    command.add_argument("--seeds", type=int, default=20)
+    command.set_defaults(run=checks)
+    command = commands.add_parser("staircase", help=staircase.__doc__)
+    command.add_argument("--bounds", nargs="+", choices=BOUNDS, default=list(BOUNDS))
+    command.add_argument("--seeds", type=int, default=1)
+    command.add_argument("--steps", type=int, default=4000, help="per level")
+    command.set_defaults(run=staircase)
     options = parser.parse_args()
     options.run(options)
 
