@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mi
 from benchmarks.common import ROOT, note
 from benchmarks.mi_checks import CHECKS
+from benchmarks.mi_peers import OURS, PEERS, ask
 from benchmarks.mi_staircase import BOUNDS, LEVELS, climb
 from benchmarks.mi_tasks import EXTRA, TASKS, Task
 
@@ -135,6 +136,30 @@ def staircase(options: argparse.Namespace) -> None:
                     print(f"{name}, cubic {cubic}, seed {seed}", flush=True)
 
 
+def peers(options: argparse.Namespace) -> None:
+    """Ours beside bmi, torch-mist and NPEET on the same samples: error and CPU-seconds."""
+    columns = ("truth", "value", "error", "cpu_s")
+    ledger = Ledger("peers", ("task", "seed", "package", "estimator"), columns)
+    for seed in range(options.seeds):
+        for name in options.tasks:
+            task = TASKS[name]
+            x, y = task.draw(SIZE, seed)
+            for package, estimator in [(p, e) for p, e in PEERS if e in options.estimators]:
+                for who in (package, "ours"):
+                    if not ledger.missing(name, seed, who, estimator):
+                        continue
+                    if who == "ours":
+                        row = estimated(task, seed, OURS[estimator])
+                        value, cpu = row["value"], row["cpu_s"]
+                    else:
+                        value, cpu = ask(package, estimator, x, y, seed)
+                    ledger.add(task=name, seed=seed, package=who, estimator=estimator,
+                               truth=task.truth, value=value, error=abs(value - task.truth),
+                               cpu_s=cpu)  # fmt: skip
+                    print(f"{name} {who} {estimator}: {value:.3f} of {task.truth:.3f}, "
+                          f"{cpu:.2f} s", flush=True)  # fmt: skip
+
+
 def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
@@ -154,6 +179,11 @@ def main() -> None:
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--steps", type=int, default=4000, help="per level")
     command.set_defaults(run=staircase)
+    command = commands.add_parser("peers", help=peers.__doc__)
+    command.add_argument("--tasks", nargs="+", default=["1v1-normal", "dense-5-5", "dense-25-25"])
+    command.add_argument("--estimators", nargs="+", choices=OURS, default=list(OURS))
+    command.add_argument("--seeds", type=int, default=1)
+    command.set_defaults(run=peers)
     options = parser.parse_args()
     options.run(options)
 

@@ -40,8 +40,12 @@ def discrete(seeds: int) -> Iterator[Check]:
             truth = entropy(table.sum(0)) + entropy(table.sum(1)) - entropy(p)
             x, y = np.unravel_index(rng.choice(len(p), n, p=p), table.shape)
             for name in ("plugin", "miller_madow", "grassberger", "chao_shen", "nsb", "auto"):
-                yield f"{rows}x{columns}, n={n}", seed, name, truth, lambda a=x, b=y, e=name: (
-                    mi.estimate_mi(a, b, estimator=e)
+                yield (
+                    f"{rows}x{columns}, n={n}",
+                    seed,
+                    name,
+                    truth,
+                    lambda a=x, b=y, e=name: mi.estimate_mi(a, b, estimator=e),
                 )
 
 
@@ -77,8 +81,12 @@ def mixed(seeds: int) -> Iterator[Check]:
         for make in (labelled, windows, zero_inflated):
             x, y, truth = make(5000, np.random.default_rng(seed))
             for name, a, b in (("typed", x, y), ("as floats", x.astype(float), y.astype(float))):
-                yield f"{make.__name__}, {name}", seed, "auto", truth, lambda a=a, b=b: (
-                    mi.estimate_mi(a, b)
+                yield (
+                    f"{make.__name__}, {name}",
+                    seed,
+                    "auto",
+                    truth,
+                    lambda a=a, b=b: mi.estimate_mi(a, b),
                 )
 
 
@@ -120,29 +128,49 @@ def several(seeds: int) -> Iterator[Check]:
         v = list((rng.standard_normal((n, 4)) @ np.linalg.cholesky(r).T).T)
         total = -0.5 * float(np.linalg.slogdet(r)[1])
         for name in ("auto", "ksg"):
-            yield "total correlation", seed, name, total, lambda v=v, e=name: (
-                mi.total_correlation(v, estimator=e)
+            yield (
+                "total correlation",
+                seed,
+                name,
+                total,
+                lambda v=v, e=name: mi.total_correlation(v, estimator=e),
             )
         bits = rng.integers(2, size=(2, n))
-        yield "interaction, exclusive or", seed, "auto", math.log(2), lambda b=bits: (
-            mi.interaction_information(b[0], b[1], b[0] ^ b[1])
+        yield (
+            "interaction, exclusive or",
+            seed,
+            "auto",
+            math.log(2),
+            lambda b=bits: mi.interaction_information(b[0], b[1], b[0] ^ b[1]),
         )
         three = v[:3]
         together = gaussian_truth(r[:3, :3][[0, 2, 1]][:, [0, 2, 1]], 2)
         single = -0.5 * math.log(1 - 0.25)
         # I(X;Y|Z) - I(X;Y) = I(X,Z;Y) - I(Z;Y) - I(X;Y)
-        yield "interaction, Gaussian", seed, "auto", together - 2 * single, lambda t=three: (
-            mi.interaction_information(*t)
+        yield (
+            "interaction, Gaussian",
+            seed,
+            "auto",
+            together - 2 * single,
+            lambda t=three: mi.interaction_information(*t),
         )
         noise, series = rng.standard_normal((2, n)), np.zeros((2, n))
         for t in range(1, n):
             series[0, t] = noise[0, t]
             series[1, t] = 0.5 * series[1, t - 1] + 0.5 * series[0, t - 1] + noise[1, t]
-        yield "transfer entropy", seed, "auto", 0.5 * math.log(1.25), lambda s=series: (
-            mi.transfer_entropy(s[0], s[1])
+        yield (
+            "transfer entropy",
+            seed,
+            "auto",
+            0.5 * math.log(1.25),
+            lambda s=series: mi.transfer_entropy(s[0], s[1]),
         )
-        yield "transfer entropy, back", seed, "auto", 0.0, lambda s=series: (
-            mi.transfer_entropy(s[1], s[0])
+        yield (
+            "transfer entropy, back",
+            seed,
+            "auto",
+            0.0,
+            lambda s=series: mi.transfer_entropy(s[1], s[0]),
         )
 
 
@@ -169,8 +197,12 @@ def capacity(seeds: int) -> Iterator[Check]:
         steps = [index % 5, index // 5 % 5, index // 25]
         moves[index, sum((0, 1, 4, 5, 20)[s] for s in steps) % 25] = 1
     reached = math.log((moves.sum(0) > 0).sum())
-    yield "125 x 25 grid", 0, "capacity", reached, lambda: mi.channel_capacity(
-        torch.from_numpy(moves)
+    yield (
+        "125 x 25 grid",
+        0,
+        "capacity",
+        reached,
+        lambda: mi.channel_capacity(torch.from_numpy(moves)),
     )
 
 
@@ -198,8 +230,12 @@ def coverage(seeds: int) -> Iterator[Check]:
     for name in ("1v1-normal", "dense-5-5", "student-3-3-3", "1v1-additive-0.75"):
         task = TASKS[name]
         for seed in range(seeds):
-            yield name, seed, "quick", task.truth, lambda t=task, s=seed: mi.estimate_mi(
-                *t.draw(2000, s), quick=True
+            yield (
+                name,
+                seed,
+                "quick",
+                task.truth,
+                lambda t=task, s=seed: mi.estimate_mi(*t.draw(2000, s), quick=True),
             )
 
 
@@ -214,12 +250,20 @@ def consistency(seeds: int) -> Iterator[Check]:
             def value(a: np.ndarray, b: np.ndarray) -> float:
                 return mi.estimate_mi(a, b, quick=True).value
 
-            yield f"{name}: I(y,x)/I(x,y)", seed, "quick", 1.0, lambda x=x, y=y: (
-                value(y, x) / value(x, y)
+            yield (
+                f"{name}: I(y,x)/I(x,y)",
+                seed,
+                "quick",
+                1.0,
+                lambda x=x, y=y: value(y, x) / value(x, y),
             )
             more = np.concatenate([y, y + 0.5 * np.random.default_rng(seed).standard_normal(y.shape)], 1)  # fmt: skip
-            yield f"{name}: I(x; y, noisy y)/I(x,y)", seed, "quick", 1.0, lambda x=x, y=y, m=more: (
-                value(x, m) / value(x, y)
+            yield (
+                f"{name}: I(x; y, noisy y)/I(x,y)",
+                seed,
+                "quick",
+                1.0,
+                lambda x=x, y=y, m=more: value(x, m) / value(x, y),
             )
             both = np.concatenate([x, u], 1), np.concatenate([y, v], 1)
             yield f"{name}: two independent copies/one", seed, "quick", 2.0, lambda x=x, y=y, b=both: (
@@ -266,8 +310,12 @@ def numerics(seeds: int) -> Iterator[Check]:
     yield "fused - dense, one way", 0, "infonce", 0.0, lambda: gap(False)
     yield "fused - dense, symmetric", 0, "infonce", 0.0, lambda: gap(True)
     for anchors in (1024, 65_536):
-        yield f"{anchors} anchors, 65,536 keys, d = 128: MB over the inputs", 0, "infonce", 0.0, (
-            lambda n=anchors: peak_megabytes(n)
+        yield (
+            f"{anchors} anchors, 65,536 keys, d = 128: MB over the inputs",
+            0,
+            "infonce",
+            0.0,
+            (lambda n=anchors: peak_megabytes(n)),
         )
     scores = torch.randn(32, 60, 8, 8, generator=generator)
     same = torch.rand(32, 60, 8, 8, generator=generator) < 0.3
