@@ -20,12 +20,18 @@ from torch.nn.utils.parametrizations import spectral_norm
 from mi.estimators import gaussian
 
 
-def mlp(inputs: int, hidden: int, outputs: int, layers: int = 2) -> nn.Sequential:
+def mlp(
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    layers: int = 2,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Sequential:
     """`layers` hidden layers of width `hidden`."""
     sizes = [inputs, *[hidden] * layers]
     parts: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
-        parts += [nn.Linear(a, b), nn.ReLU()]
+        parts += [nn.Linear(a, b), activation()]
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
 
@@ -51,6 +57,7 @@ class SeparableCritic(Critic):
         embedding: size of both embeddings.
         similarity: `dot`, `cosine`, or `neg_l2` (negative squared distance).
         temperature: divides the similarity; learnt.
+        activation: of both networks; a smooth one suits smooth densities.
     """
 
     def __init__(
@@ -61,14 +68,14 @@ class SeparableCritic(Critic):
         embedding: int = 32,
         similarity: Literal["dot", "cosine", "neg_l2"] = "dot",
         temperature: float = 1.0,
+        activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         if similarity not in ("dot", "cosine", "neg_l2"):
             raise ValueError(f"similarity: expected dot, cosine or neg_l2, got {similarity!r}")
         self.similarity = similarity
         self.encode_x, self.encode_y = (
-            mlp(x_size, hidden, embedding),
-            mlp(y_size, hidden, embedding),
+            mlp(size, hidden, embedding, activation=activation) for size in (x_size, y_size)
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
@@ -339,6 +346,58 @@ class ResidualCritic(Critic):
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """F of all combinations, [N, M]."""
         return self.base.pairwise(x, y) + self.gain * self.network.pairwise(x, y)
+
+
+class CanonicalCritic(Critic):
+    """A separable network of canonical variates and of each side's Mahalanobis norm.
+
+    Variates are scaled by their correlations (+ 0.2), so that in many dimensions the network looks
+    first where there is something to see; on the norms elliptical copulas depend, and whatever
+    changes with the distance from the centre.
+
+    Args:
+        x: samples [N, d], centred, by which variates are fitted.
+        y: their partners [N, e].
+        hidden: width of both networks.
+        embedding: size of both embeddings.
+    """
+
+    turn_x: Tensor
+    turn_y: Tensor
+    white_x: Tensor
+    white_y: Tensor
+
+    def __init__(self, x: Tensor, y: Tensor, hidden: int = 128, embedding: int = 32) -> None:
+        super().__init__()
+        white = []
+        for v in (x.double(), y.double()):
+            values, vectors = torch.linalg.eigh(torch.cov(v.T).reshape(v.shape[1], -1))
+            white.append(vectors / (values + 1e-4 * values[-1]).sqrt())
+        across = white[0].T @ x.double().T @ y.double() @ white[1] / len(x)
+        left, rho, right = torch.linalg.svd(across)
+        for name, matrix, turn in zip("xy", white, (left, right.T), strict=True):
+            weight = nn.functional.pad(rho, (0, len(turn) - len(rho))) + 0.2
+            self.register_buffer(f"turn_{name}", (matrix @ turn * (weight / weight[0])).to(x.dtype))
+            self.register_buffer(f"white_{name}", matrix.to(x.dtype))
+        self.network = SeparableCritic(
+            x.shape[1] + 1, y.shape[1] + 1, hidden, embedding, activation=nn.SiLU
+        )
+
+    def _features(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def features(v: Tensor, turn: Tensor, white: Tensor) -> Tensor:
+            d = v.shape[-1]
+            norm = ((v @ white).square().sum(-1, keepdim=True) - d) / math.sqrt(2 * d)
+            return torch.cat([v @ turn, norm], -1)
+
+        return features(x, self.turn_x, self.white_x), features(y, self.turn_y, self.white_y)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of pairs, [*]."""
+        return self.network(*self._features(x, y))
+
+    def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
+        """F of all combinations, [N, M]."""
+        return self.network.pairwise(*self._features(x, y))
 
 
 class EnsembleCritic(Critic):

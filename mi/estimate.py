@@ -85,9 +85,9 @@ ESTIMATORS = {
               ("grassberger", "Grassberger 2003"),
               ("chao_shen", "Chao & Shen 2003"),
               ("nsb", "Nemenman, Shafee & Bialek 2002"))),
-        EstimatorInfo("residual", "estimate", "real", False,
-                      "E f, f = copula's log-ratio + a network trained by JSD, cross-fitted",
-                      "ours; Hjelm et al. 2019 for the loss"),
+        EstimatorInfo("residual", "lower", "real", False,
+                      "InfoNCE, f = copula's log-ratio + a network, cross-fitted",
+                      "ours; van den Oord et al. 2018 for the bound"),
         *(EstimatorInfo(name, c.kind, "real", False, c.formula, c.reference)
           for name, (c, _) in LEARNT.items()),
         EstimatorInfo("ccmi", "estimate", "real", True,
@@ -340,7 +340,7 @@ def _measure(
         # In many dimensions neighbours are too far away to contradict anything.
         if measure == MUTUAL and (doubtful or width > 10):
             scores = [gaussian.normal_scores(b) for b in blocks]
-            better, gain = residual(scores[0], scores[1], seed)
+            better, gain = residual(scores[0], scores[1], seed, gate=True)
             diagnostics.update(network=better.value, network_gain=gain)
             if gain > 0 and better.value > found.value:
                 found, chosen = better, "residual"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mi import functional as F
 from mi.critics import (
+    CanonicalCritic,
     ConcatCritic,
     CopulaCritic,
     Critic,
@@ -167,6 +168,7 @@ class MIEstimator(nn.Module):
         validation: float = 0.2,
         patience: int = 8,
         negatives: int = 0,
+        one_cycle: bool = False,
         seed: int = 0,
     ) -> FitReport:
         """Train by `loss` until it stops falling on held-out samples; keep the best parameters.
@@ -181,6 +183,7 @@ class MIEstimator(nn.Module):
             patience: judgements (20 per run at least) without improvement before it stops.
             negatives: other rows' y per anchor, drawn at random; 0 takes all of the batch, which
                 costs its square with a critic that is not separable.
+            one_cycle: let the step size rise to `lr` and fall to 0 over `steps`.
             seed: of the split and the batches.
         """
         if len(x) != len(y) or len(x) < 10:
@@ -200,7 +203,12 @@ class MIEstimator(nn.Module):
         self._seen = keys if len(keys.unique()) > 0.9 * len(keys) else None
         every = max(1, min(50, steps // 20))
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr)
+        optimizer = torch.optim.AdamW(parameters, lr, fused=True)
+        cycle = (
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+            if one_cycle
+            else None
+        )
 
         def loss(rows: Tensor) -> Tensor:
             if not negatives:
@@ -217,6 +225,8 @@ class MIEstimator(nn.Module):
             optimizer.zero_grad()
             loss(rows).backward()
             optimizer.step()
+            if cycle is not None:
+                cycle.step()
             if step % every and step < steps:
                 continue
             with torch.no_grad():
@@ -647,7 +657,7 @@ def cross_fitted(
     """
     warnings: list[str] = []
     results: list[MIResult] = []
-    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(halves(x, y, seed)):
+    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(held_out(x, y, 2, seed)):
         estimator = seeded(seed + fold, lambda: LEARNT[name][1](x.shape[1], y.shape[1]))
         report = estimator.fit(x_fit, y_fit, seed=seed, **fit)
         found = estimator.estimate(x_judge, y_judge)
@@ -660,44 +670,57 @@ def cross_fitted(
     return list(dict.fromkeys(warnings)), Estimate(value, np.full(len(x), value), stderr)
 
 
-def residual(x: np.ndarray, y: np.ndarray, seed: int, steps: int = 3000) -> tuple[Estimate, float]:
-    """E f of held-out pairs, f = log-ratio of a copula + network; and how much the network helps.
+def residual(
+    x: np.ndarray, y: np.ndarray, seed: int, *, steps: int = 800, folds: int = 4, gate: bool = False
+) -> tuple[Estimate, float]:
+    """InfoNCE of held-out samples, f = log-ratio of a copula + network; and if the network helps.
 
-    The gain is the held-out objective's, in standard errors beyond 3: above 0 refutes the copula.
+    The gain is of the held-out bound, in standard errors beyond 3: above 0 refutes the copula.
 
     Args:
         x: normal scores [N, d].
         y: [N, e].
-        seed: of halves, networks and batches; torch's global generator is left as it was.
-        steps: at most, per half.
+        seed: of folds, networks and batches; torch's global generator is left as it was.
+        steps: at most, per fold.
+        folds: each is judged by a critic that was fitted to the others.
+        gate: stop after the first fold if it shows no gain.
     """
-    values, gains = [], []
-    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(halves(x, y, seed)):
-        network = seeded(seed + fold, lambda: ConcatCritic(x.shape[1], y.shape[1], 128))
+    values, gains, significance = [], [], -3.0
+    for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(held_out(x, y, folds, seed)):
         copula = CopulaCritic(x_fit, y_fit)
-        estimator = JSD(ResidualCritic(copula, network))
-        estimator.fit(x_fit, y_fit, steps=steps, negatives=4, seed=seed, patience=12)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            other = y_judge[F.derangement(len(y_judge), generator=generator)]
-            f, base = (
-                [c(x_judge, v) for v in (y_judge, other)] for c in (estimator.critic, copula)
-            )
-            objective = [F.jsd(pos=p, neg=n[:, None], reduction="none") for p, n in (f, base)]
-        values.append(f[0].double())
-        gains.append((objective[0] - objective[1]).double())
-    pointwise, gain = torch.cat(values).numpy(), torch.cat(gains)
-    error = gain.std().item() / math.sqrt(len(gain))
-    significance = gain.mean().item() / error - 3 if error else -3.0
+        network = seeded(seed + fold, lambda a=x_fit, b=y_fit: CanonicalCritic(a, b))
+        estimator = InfoNCE(ResidualCritic(copula, network))
+        estimator.fit(
+            x_fit, y_fit, steps=steps, lr=5e-3, validation=0.15, one_cycle=True, seed=seed
+        )  # fmt: skip
+        for a, b in zip(x_judge.split(_CANDIDATES), y_judge.split(_CANDIDATES), strict=True):
+            with torch.no_grad():
+                learnt, known = (
+                    F.infonce(c.pairwise(a, b), reduction="none").double()
+                    for c in (estimator.critic, copula)
+                )
+            values.append(learnt)
+            gains.append(learnt - known)
+        gain = torch.cat(gains)
+        error = gain.std().item() / math.sqrt(len(gain))
+        significance = gain.mean().item() / error - 3 if error else -3.0
+        if gate and significance <= 0:
+            break
+    pointwise = torch.cat(values).numpy()
     return Estimate(float(pointwise.mean()), pointwise), significance
 
 
-def halves(x: np.ndarray, y: np.ndarray, seed: int):
-    """(x, y to fit, x, y to judge), twice, as float32 tensors."""
+_CANDIDATES = 4096
+"""Held-out samples that are scored against each other at once."""
+
+
+def held_out(x: np.ndarray, y: np.ndarray, folds: int, seed: int):
+    """(x, y to fit, x, y to judge) of every fold, as float32 tensors."""
     order = np.random.default_rng(seed).permutation(len(x))
-    tensors = [torch.from_numpy(v[order]).float() for v in (x, y)]
-    (a, b), (c, d) = (t.chunk(2) for t in tensors)
-    return (a, c, b, d), (b, d, a, c)
+    parts = [torch.from_numpy(v[order]).float().chunk(folds) for v in (x, y)]
+    for i in range(folds):
+        rest = [torch.cat([p for j, p in enumerate(part) if j != i]) for part in parts]
+        yield *rest, parts[0][i], parts[1][i]
 
 
 def seeded(seed: int, make: Callable[[], Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from mi.critics import ConcatCritic
 from mi.estimators.measures import Estimate
 from mi.negatives import nearest_condition
-from mi.neural import JSD, halves, seeded
+from mi.neural import JSD, held_out, seeded
 
 
 class _Packed(JSD):
@@ -43,7 +43,7 @@ def ccmi(
         neighbors: K, negatives per sample.
         fit: arguments of `MIEstimator.fit`.
     """
-    parts = halves(np.concatenate([x, z], 1), y, seed)
+    parts = held_out(np.concatenate([x, z], 1), y, 2, seed)
     results = []
     for fold, (x_fit, y_fit, x_judge, y_judge) in enumerate(parts):
         packed = []
