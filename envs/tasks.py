@@ -1,7 +1,7 @@
 """Families of tasks: one environment whose rows may each have a task of their own.
 
-A family is a distribution of task parameters. Task i is a function of (`task_seed`, i) alone, so the
-first tasks of a large set are the small set.
+A family is a distribution of task parameters. Task i is a function of (`task_seed`, i) alone, so
+the first tasks of a large set are the small set.
 
 Shape letters: N environments, K tasks, P task parameters.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from envs.adapt import to_gymnasium
 from envs.point import PointRobot
 
 
-def make(num_envs: int = 1, **arguments: object) -> PointRobot:
+def make(num_envs: int = 1, **arguments: Any) -> PointRobot:
     env = envs.make("point-robot", num_envs, **arguments)
     assert isinstance(env, PointRobot)
     return env
