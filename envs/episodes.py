@@ -1,4 +1,4 @@
-"""Episodes on disk: Minari datasets (read and written), and HDF5 as D4RL and d3rlpy write it (read).
+"""Episodes on disk: Minari datasets, and HDF5 files as D4RL and d3rlpy write them.
 
 Minari's own reader imports whatever module a dataset's metadata names in order to learn its spaces,
 and reads arrays without looking; this one does neither.
@@ -81,7 +81,7 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
         raise DataError(path, "data_format", "'hdf5'", repr(metadata["data_format"]))
     spaces = [_space(path, metadata, name) for name in ("observation_space", "action_space")]
     with SafeFile(path / "main_data.hdf5", max_bytes) as file:
-        names = [name for name in file.keys() if re.fullmatch(r"episode_\d+", name)]
+        names = [name for name in file.names() if re.fullmatch(r"episode_\d+", name)]
         count = metadata.get("total_episodes", len(names))
         if count != len(names):
             raise DataError(path / "main_data.hdf5", "", f"{count} episodes", len(names))
@@ -99,7 +99,7 @@ def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any) -> Epi
         where = int(terminations.argmax())
         raise DataError(file.path, f"{name}/terminations", "an end at the last step", where)
     velocity = np.zeros((steps, 0), np.float32)
-    if "infos" in file.keys(name) and "velocity" in file.keys(f"{name}/infos"):
+    if "infos" in file.names(name) and "velocity" in file.names(f"{name}/infos"):
         velocity = file.read(f"{name}/infos/velocity", (steps + 1, None), "f")[1:]
     extras = {key: file.integer(name, key) for key in ("behaviour", "checkpoint")}
     return Episode(
@@ -145,9 +145,9 @@ def _check_space(file: Path, name: str, space: Any, jpeg: bool) -> None:
         if jpeg and dtype == "uint8" and len(shape) == 3 and shape[2] in (1, 3, 4):
             raise DataError(file, name, "arrays (write it with jpeg_encoding=False)", "JPEG images")
     elif kind == "Discrete":
-        sizes = space.get("n"), space.get("start", 0)
-        if not all(type(n) is int for n in sizes) or sizes[0] < 1:
-            raise DataError(file, name, "integers n and start", sizes)
+        count, start = space.get("n"), space.get("start", 0)
+        if type(count) is not int or type(start) is not int or count < 1:
+            raise DataError(file, name, "integers n and start", (count, start))
     elif kind == "MultiDiscrete":
         if not isinstance(space.get("nvec"), list):
             raise DataError(file, f"{name}.nvec", "sizes", space.get("nvec"))
@@ -177,13 +177,9 @@ def _read_space(
     else:
         value = file.read(name, (length,), "iu").astype(np.int64)
         low, high = np.asarray(space.get("start", 0)), np.asarray(space["n"])
-    if ((value < low) | (value >= low + high)).any():
-        raise DataError(
-            file.path,
-            name,
-            f"{low} .. {low + high - 1}",
-            value[(value < low) | (value >= low + high)][0],
-        )
+    outside = (value < low) | (value >= low + high)
+    if outside.any():
+        raise DataError(file.path, name, f"{low} .. {low + high - 1}", value[outside][0])
     if not one_hot or kind == "MultiDiscrete":
         return value
     if high > _ONE_HOT:
@@ -192,7 +188,11 @@ def _read_space(
 
 
 def write_minari(
-    path: Path, metadata: dict[str, Any], env_spec: Any, spaces: Any, episodes: Sequence[Episode]
+    path: Path,
+    metadata: dict[str, Any],
+    env_spec: Any,
+    spaces: tuple[Any, Any],
+    episodes: Sequence[Episode],
 ) -> None:
     """Write a Minari dataset into the new directory `path` (`metadata.json` and `main_data.hdf5`).
 
@@ -207,7 +207,7 @@ def write_minari(
     from minari.dataset.minari_storage import MinariStorage
 
     path.mkdir(parents=True)
-    storage = MinariStorage.new(path, *spaces, env_spec)
+    storage = MinariStorage.new(path, *spaces, env_spec=env_spec)
     storage.update_metadata(metadata)
 
     def buffer(episode: Episode) -> EpisodeBuffer:
@@ -247,7 +247,7 @@ def read_hdf5(path: Path, max_bytes: int = MAX_BYTES) -> list[Episode]:
         DataError: the file is not plain data of this shape.
     """
     with SafeFile(path, max_bytes) as file:
-        keys = set(file.keys())
+        keys = set(file.names())
         if "observations_0" in keys:
             return [e for i in range(_count(keys)) if (e := _d3rlpy_episode(file, i))]
         return _flat_episodes(file, keys)

@@ -1,7 +1,7 @@
 """Reading HDF5 files that nobody vouches for.
 
 HDF5 can point into other files, be assembled from them, hold Python objects, and declare terabytes
-in a few bytes. `SafeFile` looks before it reads: every refusal is a `DataError` that names the file,
+in a few bytes. `SafeFile` looks before it reads: a refusal is a `DataError` that names the file,
 the key, what was expected and what is there.
 """
 
@@ -61,7 +61,7 @@ class SafeFile:
     ) -> None:
         self.file.close()
 
-    def keys(self, group: str = "/") -> list[str]:
+    def names(self, group: str = "/") -> list[str]:
         """Names in a group; of links that lead elsewhere, too."""
         return list(self.group(group))
 
@@ -91,7 +91,7 @@ class SafeFile:
         """
         dataset = self._dataset(name, shape, kinds)
         try:
-            value = dataset[()]
+            value = np.asarray(dataset[()])
         except OSError as error:  # a checksum, a truncated file
             raise DataError(self.path, name, "readable data", error) from None
         if value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -112,7 +112,7 @@ class SafeFile:
         if found.dtype.kind not in "iub" or found.shape != ():
             actual = f"{found.dtype} {found.shape}"
             raise DataError(self.path, f"{group}@{attribute}", "an integer", actual)
-        return int(attributes[attribute])
+        return int(attributes[attribute])  # type: ignore[arg-type]
 
     def _dataset(self, name: str, shape: tuple[int | None, ...] | None, kinds: str) -> h5py.Dataset:
         dataset = self._object(name)
@@ -133,9 +133,10 @@ class SafeFile:
             yield "data in this file", f"external storage in {properties.get_external(0)[0]!r}"
         if dataset.dtype.kind not in kinds or dataset.dtype.hasobject:
             yield f"numbers (dtype kind {' or '.join(kinds)})", f"dtype {dataset.dtype}"
-        actual = dataset.shape
-        if actual is None:  # a null dataspace
+        actual: tuple[int, ...] | None = dataset.shape  # h5py's types do not know of None
+        if actual is None:
             yield "an array", "nothing"
+            return
         if shape is not None and (
             len(actual) != len(shape)
             or any(e is not None and e != a for e, a in zip(shape, actual, strict=True))

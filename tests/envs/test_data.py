@@ -203,7 +203,7 @@ def test_any_minari_dataset(tmp_path: Path) -> None:
     foreign(tmp_path / "d" / "data", space, gym.spaces.Discrete(2), buffers)
     data = load(tmp_path / "d")
     assert data.states.shape == (1, 2, 6, 7)
-    expected = gym.spaces.flatten(
+    expected: Any = gym.spaces.flatten(
         space,
         {"goal": buffers[1].observations["goal"][2], "at": 3},  # type: ignore[index]
     )
@@ -317,11 +317,13 @@ def ragged(file: h5py.File) -> None:
 
 
 def not_finite(file: h5py.File) -> None:
-    file["rewards"][4] = np.nan
+    rewards: Any = file["rewards"]
+    rewards[4] = np.nan
 
 
 def infinite(file: h5py.File) -> None:
-    file["observations"][2, 1] = np.inf
+    observations: Any = file["observations"]
+    observations[2, 1] = np.inf
 
 
 def missing(file: h5py.File) -> None:
@@ -423,7 +425,7 @@ def test_metadata_that_is_not_json(tmp_path: Path) -> None:
     file = tmp_path / "corro/point-robot/task-000-mixed-v0/data/metadata.json"
     for text in ("{", "[" * 100_000, "[]"):
         file.write_text(text)
-        with pytest.raises(DataError, match="metadata.json: expected"):
+        with pytest.raises(DataError, match=r"metadata\.json: expected"):
             load(tmp_path)
 
 
