@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from envs import particles, suite
 from envs.base import BatchedEnv, CounterRNG
 from envs.contract import ContractError, check
+from envs.families import AntDir, HalfCheetahDir, HalfCheetahVel, HopperParam, WalkerParam, family
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
@@ -69,6 +70,11 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "particles/push-ball": particles.PushBall,
     "point-robot": PointRobot,
     "point-robot/square": partial(PointRobot, goals="square"),
+    "half-cheetah-vel": family(HalfCheetahVel),
+    "half-cheetah-dir": family(HalfCheetahDir),
+    "ant-dir": family(AntDir),
+    "hopper-param": family(HopperParam),
+    "walker-param": family(WalkerParam),
 }
 
 

@@ -9,6 +9,7 @@ Shape letters: N environments, K tasks.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -83,12 +84,16 @@ class PointRobot(TaskFamily):
         angle = math.pi * uniform[:, 0]
         return torch.stack([angle.cos(), angle.sin()], 1)
 
+    def rewards(self, task: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """See `TaskFamily`."""
+        return -torch.linalg.vector_norm(batch["next_observations"] - task, dim=-1)
+
     def _begin(self, mask: Tensor) -> None:
         self.position.masked_fill_(mask[:, None], 0)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         self.position.add_(action, alpha=STEP)
-        reward = -torch.linalg.vector_norm(self.position - self.task, dim=1)
+        reward = self.rewards(self.parameters, {"next_observations": self.position})
         return reward, torch.zeros_like(reward, dtype=torch.bool), {}
 
     def _observe(self) -> Tensor:

@@ -8,6 +8,7 @@ Shape letters: N environments, K tasks, P task parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,27 @@ class TaskFamily(BatchedEnv):
     Attributes:
         task_names: the P parameters' names.
         tasks: all parameters, float32 [K, P].
-        task: the rows' parameters, [N, P].
+        parameters: the rows' own, [N, P].
         task_id: the rows' tasks, [N].
     """
 
     task_names: tuple[str, ...]
     tasks: Tensor
-    task: Tensor
+    parameters: Tensor
     task_id: Tensor
 
     def sample_tasks(self, uniform: Tensor) -> Tensor:
         """Parameters [K, P] from uniform draws in [0, 1), [K, P]."""
+        raise NotImplementedError
+
+    def rewards(self, task: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """What transitions pay in a task of one's choice, [...]: exact relabelling.
+
+        Args:
+            task: parameters [..., P].
+            batch: `actions` [..., U], `next_observations` [..., D] and `velocity` [..., V], as in
+                `envs.data.TaskData`.
+        """
         raise NotImplementedError
 
     def assign(
@@ -77,11 +88,11 @@ class TaskFamily(BatchedEnv):
             raise ValueError(f"task_ids: expected 0 .. {shape[0] - 1}, got {task_ids!r:.80}")
         self.task_id = ids.to(device, torch.int64)
         self.tasks = self.tasks.to(device)
-        self.task = self.tasks[self.task_id]
+        self.parameters = self.tasks[self.task_id]
 
     def context(self) -> dict[str, Tensor]:
         """`task` [N, P] and `task_id` [N]."""
-        return {"task": self.task.clone(), "task_id": self.task_id.clone()}
+        return {"task": self.parameters.clone(), "task_id": self.task_id.clone()}
 
     def _state(self) -> dict[str, Any]:
-        return {"task": self.task, "task_id": self.task_id}
+        return {"task": self.parameters, "task_id": self.task_id}

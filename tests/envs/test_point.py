@@ -63,7 +63,7 @@ def test_tasks_depend_on_seed_and_index_alone() -> None:
     assert torch.equal(few.tasks, make(3, num_tasks=5, seed=7).tasks)  # another stream
     wide = make(12, num_tasks=5)
     assert wide.task_id.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
-    assert torch.equal(wide.task, wide.tasks[wide.task_id])
+    assert torch.equal(wide.parameters, wide.tasks[wide.task_id])
     chosen = make(3, num_tasks=5, task_ids=[4, 0, 4])
     _, info = chosen.reset()
     assert info["task_id"].tolist() == [4, 0, 4]
