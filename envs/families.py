@@ -1,4 +1,4 @@
-"""Families of MuJoCo tasks: half-cheetah-vel, half-cheetah-dir, ant-dir, hopper-param, walker-param.
+"""Families of MuJoCo tasks: half-cheetah-vel and -dir, ant-dir, hopper- and walker-param.
 
 What offline meta-RL is measured on since FOCAL and CORRO (Yuan & Lu, ICML 2022): the reward, or the
 body, differs between tasks and is not observed. Observations, rewards, horizons, control steps and
