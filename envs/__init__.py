@@ -20,6 +20,7 @@ from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
+from envs.point import PointRobot
 from envs.tabletop import make_tabletop
 
 __all__ = [
@@ -66,6 +67,8 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "particles/rendezvous": particles.Rendezvous,
     "particles/assigned": particles.Assigned,
     "particles/push-ball": particles.PushBall,
+    "point-robot": PointRobot,
+    "point-robot/square": partial(PointRobot, goals="square"),
 }
 
 
