@@ -29,6 +29,8 @@ class FamilyTask(Locomotion):
 
     Attributes:
         task_names: of the P parameters.
+        num_tasks: K where nobody says otherwise.
+        velocity_size: V.
         parameters: the rows', float32 [N, P]; the environment sets it.
     """
 
@@ -36,6 +38,7 @@ class FamilyTask(Locomotion):
     parameters: Tensor
     max_episode_steps = 200
     num_tasks: int = 40
+    velocity_size: int = 1
 
     def sample(self, uniform: Tensor) -> Tensor:
         """Parameters [K, P] from uniform draws in [0, 1)."""
@@ -114,6 +117,7 @@ class AntDir(FamilyTask, Ant):
     task_names = ("direction_x", "direction_y")
     control_cost = 0.0
     terminates = False
+    velocity_size = 2
 
     def sample(self, uniform: Tensor) -> Tensor:
         """See `FamilyTask`."""
@@ -235,7 +239,9 @@ class LocomotionFamily(TaskFamily, MujocoEnv):
         self.assign(num_envs, device, *tasks)
         task.parameters = self.parameters
         MujocoEnv.__init__(self, task, num_envs, device, seed, backend, num_threads)
+        self.velocity_size = task.velocity_size
         fields = task.fields(self.sim.model)
+        self.relabels = not fields
         if fields:
             self.set_params(fields)
 

@@ -29,12 +29,16 @@ class TaskFamily(BatchedEnv):
         tasks: all parameters, float32 [K, P].
         parameters: the rows' own, [N, P].
         task_id: the rows' tasks, [N].
+        velocity_size: V, width of `info["velocity"]`; 0 without one.
+        relabels: whether tasks differ in nothing but `rewards`.
     """
 
     task_names: tuple[str, ...]
     tasks: Tensor
     parameters: Tensor
     task_id: Tensor
+    velocity_size: int = 0
+    relabels: bool = True
 
     def sample_tasks(self, uniform: Tensor) -> Tensor:
         """Parameters [K, P] from uniform draws in [0, 1), [K, P]."""
