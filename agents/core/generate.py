@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from agents.core.behaviour import Behaviours, Scripted, TaskSAC, Trained
 from agents.core.checkpoint import load_checkpoint, save_checkpoint
 from agents.core.config import ConfigError, require
 from envs.data import TIERS, TaskData, dataset_id, save
+from envs.point import PointRobot
 from envs.tasks import TaskFamily
 
 VERSION = 1
@@ -43,8 +44,9 @@ N(0, 0.3²)."""
 class DataConfig:
     """Settings of `python train.py data`."""
 
-    tier: Literal["all", "random", "medium", "expert", "mixed", "ood"] = "all"
-    """One of random, medium, expert, mixed and ood (see `envs.data.TIERS`), or all of them."""
+    tier: str = "mixed,ood"
+    """Which data: random, medium, expert, mixed, ood (see `envs.data.TIERS`), several joined by
+    commas, or all."""
     seed: int = 0
     """Of tasks, behaviours and episodes."""
     out: str = "data"
@@ -53,18 +55,25 @@ class DataConfig:
     """Number of tasks K; 0 takes the family's (40; 2 for half-cheetah-dir)."""
     episodes: int = 200
     """Episodes of each task and tier; a full grid of tasks and checkpoints for ood, or more."""
-    updates: int = 60_000
+    updates: int = 100_000
     """Gradient steps of the behaviour's SAC."""
     finetune: int = 2_000
     """Gradient steps that make a policy of one task, where tasks differ in the body."""
-    hidden: int = 256
+    hidden: int = 128
     """Width of the behaviour's two hidden layers."""
     batch_size: int = 256
     """Transitions of a gradient step."""
-    gradient_steps: int = 12
+    gradient_steps: int = 4
     """Gradient steps after each step of the 40 environments."""
 
+    @property
+    def tiers(self) -> list[str]:
+        """The tiers that `tier` names."""
+        return list(TIERS) if self.tier == "all" else self.tier.split(",")
+
     def __post_init__(self) -> None:
+        known = set(self.tiers) <= set(TIERS)
+        require(known, "tier", self.tier, f"some of {', '.join(TIERS)}; or all")
         require(self.seed >= 0, "seed", self.seed, ">= 0")
         require(self.tasks == 0 or self.tasks >= 2, "tasks", self.tasks, ">= 2, or 0")
         for name in ("episodes", "hidden", "batch_size", "gradient_steps"):
@@ -82,8 +91,7 @@ def generate(family: str, config: DataConfig) -> dict[str, float]:
     generator = Generator(family, config)
     behaviours = generator.train()
     marks = generator.choose(behaviours)
-    tiers = TIERS if config.tier == "all" else (config.tier,)
-    return {tier: generator.collect(tier, behaviours, marks) for tier in tiers}
+    return {tier: generator.collect(tier, behaviours, marks) for tier in config.tiers}
 
 
 @dataclass
@@ -112,7 +120,7 @@ class Generator:
                 f"data: {family!r} is no family of tasks, expected one such as ant-dir"
             )
         self.tasks = config.tasks or len(env.tasks)
-        self.scripted, self.relabels = not env.velocity_size, env.relabels
+        self.scripted, self.relabels = isinstance(env, PointRobot), env.relabels
         self.directory = Path(config.out) / "corro" / family
         self.behaviours = self.directory / "behaviours"
         self._describe()
@@ -154,9 +162,9 @@ class Generator:
                 raise
             raise ConfigError(f"out={self.config.out}: {error}") from None
 
-    def env(self, num_envs: int, seed: int, **kwargs: object) -> TaskFamily:
+    def env(self, num_envs: int, seed: int, **kwargs: Any) -> TaskFamily:
         """Rows of the family's tasks."""
-        arguments = {"seed": seed, "num_tasks": self.tasks, "task_seed": self.config.seed}
+        arguments: Any = {"seed": seed, "num_tasks": self.tasks, "task_seed": self.config.seed}
         env = envs.make(self.family, num_envs, **arguments, **kwargs)
         assert isinstance(env, TaskFamily)
         return env
@@ -196,8 +204,9 @@ class Generator:
         ids = None if task is None else [task] * 8
         env = self.env(40 if task is None else 8, seed, task_ids=ids)
         hidden = [config.hidden] * 2
-        steps = config.gradient_steps if task is None else 4
-        return TaskSAC(env, hidden, config.batch_size, seed, self.relabels, steps, 400_000)
+        return TaskSAC(
+            env, hidden, config.batch_size, seed, self.relabels, config.gradient_steps, 500_000
+        )
 
     def _chosen(self, learner: TaskSAC) -> list[int]:
         """Snapshots by return: see `LEVELS`."""
