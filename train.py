@@ -5,6 +5,7 @@
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
     python train.py smoke/slim                      a run of seconds
+    python train.py data point-robot out=data       offline data of a family of tasks, in Minari
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
     python train.py list tabletop                   every argument of an environment
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "eval", "resume", "list")
+COMMANDS = ("train", "eval", "resume", "list", "data")
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:  # `train.py slim …` trains
         command, rest = "train", arguments
     try:
-        return {"train": train, "eval": evaluate, "resume": resume, "list": show}[command](rest)
+        commands = {"train": train, "eval": evaluate, "resume": resume, "list": show, "data": data}
+        return commands[command](rest)
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -149,6 +151,28 @@ def evaluate(arguments: list[str]) -> int:
             Path(output).write_text(json.dumps(results, indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"json={output}: {error.strerror}") from None
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    """`data <family> key=value …`: generate its offline data, or what is missing of them."""
+    from agents.core import config as configuration
+    from agents.core.generate import DataConfig, generate
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(configuration.describe(DataConfig))
+        return 0
+    if not arguments or "=" in arguments[0]:
+        raise configuration.ConfigError(
+            "data: expected a family, e.g. python train.py data ant-dir"
+        )
+    family, overrides = arguments[0], arguments[1:]
+    config = configuration.build(DataConfig, [], overrides)
+    returns = generate(family, config)
+    print(f"\n{'tier':10} {'mean return':>12}")
+    for tier, value in returns.items():
+        print(f"{tier:10} {value:12.2f}")
+    print(f"\nIn {Path(config.out) / 'corro' / family}: dataset=<this directory> trains on it")
     return 0
 
 

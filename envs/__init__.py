@@ -17,9 +17,11 @@ from gymnasium.vector import AutoresetMode
 from envs import particles, suite
 from envs.base import BatchedEnv, CounterRNG
 from envs.contract import ContractError, check
+from envs.families import AntDir, HalfCheetahDir, HalfCheetahVel, HopperParam, WalkerParam, family
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
+from envs.point import PointRobot
 from envs.tabletop import make_tabletop
 
 __all__ = [
@@ -66,6 +68,13 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "particles/rendezvous": particles.Rendezvous,
     "particles/assigned": particles.Assigned,
     "particles/push-ball": particles.PushBall,
+    "point-robot": PointRobot,
+    "point-robot/square": partial(PointRobot, goals="square"),
+    "half-cheetah-vel": family(HalfCheetahVel),
+    "half-cheetah-dir": family(HalfCheetahDir),
+    "ant-dir": family(AntDir),
+    "hopper-param": family(HopperParam),
+    "walker-param": family(WalkerParam),
 }
 
 

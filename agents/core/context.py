@@ -1,0 +1,301 @@
+"""What a task looks like from a few transitions: encoder, aggregators, and generated negatives.
+
+A transition is split into what the behaviour chose, `chosen` = (s, a), [..., D+U], and what the
+task answered, `answer` = (r, Δs), [..., 1+D]. A code may depend on the first only through the
+second; a generator makes other answers to the same choice.
+
+Shape letters as in `agents/base.py`; M tasks, B transitions, K negatives, T steps of a context.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agents.core.nets import mlp
+
+
+class TransitionEncoder(nn.Module):
+    """Code of a single transition on the unit sphere, [..., Z] (Yuan & Lu 2022, section 4.1)."""
+
+    def __init__(self, chosen: int, answer: int, hidden: list[int], code: int) -> None:
+        super().__init__()
+        self.network = mlp(chosen + answer, hidden, code)
+
+    def forward(self, chosen: Tensor, answer: Tensor) -> Tensor:
+        """Code of [..., D+U] and [..., 1+D], [..., Z]."""
+        return functional.normalize(self.network(torch.cat([chosen, answer], -1)), dim=-1)
+
+
+class MeanAggregator(nn.Module):
+    """Mean of the codes, [..., T, Z] -> [..., Z]."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+
+    def forward(self, codes: Tensor, mask: Tensor) -> Tensor:
+        """Pool codes [..., T, Z] of the steps in mask bool [..., T]; no step at all gives 0."""
+        weight = mask.to(codes.dtype)
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1)
+        return (weight[..., None] * codes).sum(-2)
+
+
+class AttentionAggregator(nn.Module):
+    """Softmax attention with one linear score per code, as published; permutation-invariant."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(code, 1)
+
+    def forward(self, codes: Tensor, mask: Tensor) -> Tensor:
+        """See `MeanAggregator`."""
+        score = self.score(codes)[..., 0].masked_fill(~mask, -1e9)
+        weight = score.softmax(-1) * mask
+        return (weight[..., None] * codes).sum(-2)
+
+
+class RecurrentAggregator(nn.Module):
+    """Last state of a GRU over the codes; depends on their order."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(code, code, batch_first=True)
+
+    def forward(self, codes: Tensor, mask: Tensor) -> Tensor:
+        """See `MeanAggregator`; steps outside the mask must come last."""
+        hidden, _ = self.gru(codes.flatten(0, -3))
+        last = mask.flatten(0, -2).sum(-1)
+        chosen = hidden[torch.arange(len(hidden), device=hidden.device), (last - 1).clamp_min(0)]
+        return (chosen * (last > 0)[:, None]).unflatten(0, codes.shape[:-2])
+
+
+AGGREGATORS: dict[str, type[nn.Module]] = {
+    "attention": AttentionAggregator,
+    "mean": MeanAggregator,
+    "recurrent": RecurrentAggregator,
+}
+
+
+class Generator(nn.Module):
+    """Negatives: other answers to the same choice."""
+
+    def loss(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the generator's own parameters, 0-d, and metrics.
+
+        Args:
+            chosen: [B, D+U].
+            answer: [B, 1+D].
+            task: index among the training tasks, int64 [B].
+            generator: of random numbers.
+        """
+        return chosen.new_zeros(()), {}
+
+    def sample(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """Answers [B, count, 1+D] to each choice, without gradient; arguments as of `loss`."""
+        raise NotImplementedError
+
+
+class TaskDecoder(Generator):
+    """Ours: one model of the answer, conditioned on a code of the task; counterfactuals for all.
+
+    Training task i has a learnt code of its own, under which the model answers any choice as task
+    i would, whoever chose it. The codes start at almost 0, so that tasks that answer alike stay
+    close. The same network reconstructs answers from the codes that the encoder gives, which is
+    what brings both kinds of codes together.
+
+    Args:
+        chosen: D+U.
+        answer: 1+D.
+        tasks: M.
+        code: Z.
+        hidden: widths.
+    """
+
+    def __init__(
+        self, chosen: int, answer: int, tasks: int, code: int, hidden: list[int]
+    ) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(0.01 * torch.randn(tasks, code))
+        self.network = mlp(chosen + code, hidden, answer)
+
+    def forward(self, chosen: Tensor, code: Tensor) -> Tensor:
+        """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D]."""
+        code = code[..., None, :].expand(*chosen.shape[:-1], -1)
+        return self.network(torch.cat([chosen, code], -1))
+
+    def answer(self, chosen: Tensor, task: Tensor) -> Tensor:
+        """Training tasks' answers to [B, X, D+U], for tasks int64 [B]; no gradient, [B, X, 1+D]."""
+        with torch.no_grad():
+            return self(chosen, self.codes[task])
+
+    def loss(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Generator`."""
+        return (self(chosen[:, None], self.codes[task])[:, 0] - answer).square().mean(), {}
+
+    @torch.no_grad()
+    def sample(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """See `Generator`; each as another random task answers."""
+        tasks, shape = len(self.codes), (len(chosen), count)
+        shift = torch.randint(1, max(tasks, 2), shape, generator=generator, device=chosen.device)
+        other = self.codes[(task[:, None] + shift) % tasks]
+        return self.network(torch.cat([chosen[:, None].expand(-1, count, -1), other], -1))
+
+
+class CVAE(Generator):
+    """The published generator: p(answer | s, a, z), z ~ N(0, I) (Yuan & Lu 2022, section 4.2).
+
+    Loss: mean squared error of s', plus that of r, plus β KL. At the released β = 0.2 the
+    posterior collapses, and every negative is the conditional mean; see `benchmarks/corro.py`.
+
+    Args:
+        chosen: D+U.
+        answer: 1+D.
+        tasks: unused.
+        beta: β.
+        hidden: width.
+        latent: size of z.
+    """
+
+    def __init__(
+        self, chosen: int, answer: int, tasks: int, beta: float, hidden: int = 64, latent: int = 5
+    ) -> None:
+        super().__init__()
+        self.beta, self.latent = beta, latent
+        self.encoder = mlp(chosen + answer, [hidden], 2 * latent)
+        self.decoder = mlp(chosen + latent, [hidden], answer)
+
+    def loss(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Generator`."""
+        mean, log_std = self.encoder(torch.cat([chosen, answer], -1)).chunk(2, -1)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        guess = self.decoder(torch.cat([chosen, mean + log_std.exp() * noise], -1))
+        error = (guess - answer).square()
+        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1).mean()
+        loss = error[..., 0].mean() + error[..., 1:].mean() + self.beta * kl
+        return loss, {"generator/kl": kl.detach()}
+
+    @torch.no_grad()
+    def sample(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """See `Generator`."""
+        shape = (len(chosen), count, self.latent)
+        latent = torch.randn(shape, generator=generator, device=chosen.device)
+        chosen = chosen[:, None].expand(-1, count, -1)
+        return self.decoder(torch.cat([chosen, latent], -1))
+
+
+class RewardNoise(Generator):
+    """The same successor with reward r + N(0, σ²); for tasks that differ in reward alone.
+
+    Args:
+        chosen: unused.
+        answer: unused.
+        tasks: unused.
+        std: σ in the answers' unit.
+    """
+
+    def __init__(self, chosen: int, answer: int, tasks: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+
+    def sample(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """See `Generator`."""
+        noise = torch.randn((len(answer), count), generator=generator, device=answer.device)
+        negatives = answer[:, None].repeat(1, count, 1)
+        negatives[..., 0] += self.std * noise
+        return negatives
+
+
+class Relabelling(Generator):
+    """One model of the answer per training task; a negative comes from a random task's model.
+
+    The M models are one network of batched matrix products.
+
+    Args:
+        chosen: D+U.
+        answer: 1+D.
+        tasks: M.
+        hidden: width of two hidden layers.
+    """
+
+    def __init__(self, chosen: int, answer: int, tasks: int, hidden: int = 64) -> None:
+        super().__init__()
+        sizes = [chosen, hidden, hidden, answer]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.weights = nn.ParameterList(
+            torch.empty(tasks, i, o).uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i)) for i, o in pairs
+        )
+        self.biases = nn.ParameterList(torch.zeros(tasks, 1, o) for _, o in pairs)
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """Every task's answer to every choice, [M, B, 1+D]."""
+        h = chosen.expand(len(self.weights[0]), -1, -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            h = torch.baddbmm(bias, h, weight)
+            h = functional.elu(h) if i < len(self.weights) - 1 else h
+        return h
+
+    def loss(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Generator`."""
+        own = self(chosen)[task, torch.arange(len(task), device=task.device)]
+        return (own - answer).square().mean(), {}
+
+    @torch.no_grad()
+    def sample(
+        self, chosen: Tensor, answer: Tensor, task: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """See `Generator`."""
+        every = self(chosen)
+        shape = (len(chosen), count)
+        task = torch.randint(len(every), shape, generator=generator, device=chosen.device)
+        return every[task, torch.arange(len(chosen), device=chosen.device)[:, None]]
+
+
+def focal_distance(codes: Tensor, beta: float = 1.0, epsilon: float = 0.1) -> Tensor:
+    """Distance metric loss of FOCAL (Li et al. 2021, eq. 13, with n = 2), 0-d.
+
+    Codes of one task attract by their squared distance, codes of different tasks repel by
+    β / (squared distance + ε).
+
+    Args:
+        codes: [B, C, Z], C contexts of each of B distinct tasks.
+        beta: β.
+        epsilon: ε.
+    """
+    tasks, contexts = codes.shape[:2]
+    flat = codes.flatten(0, 1)
+    square = (flat[:, None] - flat).square().sum(-1)
+    label = torch.arange(tasks, device=codes.device).repeat_interleave(contexts)
+    same = (label[:, None] == label).to(square.dtype)
+    other = 1 - same
+    same = same - torch.eye(len(flat), device=codes.device)
+    attract = (same * square).sum() / same.sum().clamp_min(1)
+    repel = (other * beta / (square + epsilon)).sum() / other.sum().clamp_min(1)
+    return attract + repel
+
+
+GENERATORS: dict[str, Any] = {
+    "decoder": TaskDecoder,
+    "cvae": CVAE,
+    "reward": RewardNoise,
+    "relabel": Relabelling,
+}
