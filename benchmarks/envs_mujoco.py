@@ -64,10 +64,13 @@ class Ours:
         num_envs: N.
         steps: in one round.
         folder: for the C loop's files; None does without it.
+        **kwargs: arguments of the environment.
     """
 
-    def __init__(self, id: str, num_envs: int, steps: int, folder: Path | None = None) -> None:
-        self.env: Any = envs.make(id, num_envs=num_envs, num_threads=1)
+    def __init__(
+        self, id: str, num_envs: int, steps: int, folder: Path | None = None, **kwargs: Any
+    ) -> None:
+        self.env: Any = envs.make(id, num_envs=num_envs, num_threads=1, **kwargs)
         self.num_envs, self.steps = num_envs, steps
         generator = torch.Generator().manual_seed(0)
         shape = (steps, num_envs, *self.env.single_action_space.shape)
@@ -104,7 +107,7 @@ class Ours:
     def rate(self) -> float:
         """Environment steps per CPU-second."""
         self.env.load_state_dict(self.start)
-        self.env.elapsed.copy_(torch.arange(self.num_envs) * 617 % 1000)
+        self.env.elapsed.copy_(torch.arange(self.num_envs) * 617 % self.env.max_episode_steps)
         start = time.process_time()
         self.run()
         return self.num_envs * self.steps / (time.process_time() - start)

@@ -50,7 +50,7 @@ class FamilyTask(Locomotion):
 
     def progress(self, velocity: Tensor) -> Tensor:
         """See `Locomotion`."""
-        return self.pay(self.parameters, velocity.view(len(velocity), -1))
+        return self.pay(self.parameters, velocity if velocity.dim() == 2 else velocity[:, None])
 
     def alive(self, observation: Tensor) -> Tensor | float:
         """Reward for not having fallen, from an observation [..., D]."""
@@ -65,10 +65,17 @@ class _Cheetah(FamilyTask, HalfCheetah):
     observation_size = 20
     control_cost = 0.05
 
+    def bind(self, sim: BatchedSim) -> None:
+        """See `Task`."""
+        super().bind(sim)
+        planar = sim.qpos[:, :1], torch.zeros_like(sim.qpos[:, :1]), sim.qpos[:, 1:2]
+        self._observed = (*self._observed, *planar)
+
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Task`: positions without the first, velocities, and where the torso is [m]."""
-        x, z = sim.qpos[:, :1], sim.qpos[:, 1:2] + 0.7  # the torso's place in the model
-        return torch.cat((*self._observed, x, torch.zeros_like(x), z), 1).float()
+        obs = torch.cat(self._observed, 1)
+        obs[:, -1] += 0.7  # the torso's height in the model
+        return obs.float()
 
 
 class HalfCheetahVel(_Cheetah):
@@ -86,7 +93,7 @@ class HalfCheetahVel(_Cheetah):
 
     def pay(self, task: Tensor, velocity: Tensor) -> Tensor:
         """See `FamilyTask`."""
-        return -(velocity - task).abs().squeeze(-1)
+        return (velocity - task)[..., 0].abs().neg()
 
 
 class HalfCheetahDir(_Cheetah):
@@ -104,7 +111,7 @@ class HalfCheetahDir(_Cheetah):
 
     def pay(self, task: Tensor, velocity: Tensor) -> Tensor:
         """See `FamilyTask`."""
-        return (velocity * task).squeeze(-1)
+        return (velocity * task)[..., 0]
 
 
 class AntDir(FamilyTask, Ant):
@@ -164,7 +171,7 @@ class _Params(FamilyTask):
 
     def pay(self, task: Tensor, velocity: Tensor) -> Tensor:
         """See `FamilyTask`."""
-        return velocity.squeeze(-1)
+        return velocity[..., 0]
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """See `Task`: positions, velocities."""

@@ -54,6 +54,12 @@ class TaskFamily(BatchedEnv):
         """
         raise NotImplementedError
 
+    def velocity(self, info: Mapping[str, Tensor]) -> Tensor:
+        """What a step's `info` says of velocity, [N, V]."""
+        if not self.velocity_size:
+            return torch.zeros(self.num_envs, 0, device=self.device)
+        return info["velocity"].view(self.num_envs, self.velocity_size)
+
     def assign(
         self,
         num_envs: int,

@@ -202,7 +202,7 @@ class TaskSAC:
             task=task,
             reward=reward,
             terminated=terminated.float(),
-            velocity=info["velocity"].view(env.num_envs, -1),
+            velocity=env.velocity(info),
         )
         self.obs = obs
 

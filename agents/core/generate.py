@@ -322,17 +322,12 @@ class Generator:
             action = act(obs)
             obs, reward, terminated, _, info = env.step(action)
             lengths += running
-            velocity = info.get("velocity", reward).reshape(rows, -1)[:, : env.velocity_size]
-            kept.append(
-                [
-                    v * running.view(-1, *[1] * (v.dim() - 1))
-                    for v in (action, reward, terminated, velocity)
-                ]
-            )
+            step = (action, reward, terminated, env.velocity(info))
+            kept.append([v * running.view(-1, *[1] * (v.dim() - 1)) for v in step])
             states.append(info["final_obs"] * running[:, None])
             running = running & ~terminated
         actions, rewards, terminations, velocities = (
-            torch.stack(v, 1)[None] for v in zip(*kept, strict=True)
+            torch.stack(values, 1)[None] for values in zip(*kept, strict=True)
         )
         env.close()
         return TaskData.build(
