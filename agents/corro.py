@@ -17,6 +17,7 @@ As nothing is collected, a time step is a gradient step here.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -41,8 +42,10 @@ from agents.core.context import (
 )
 from agents.core.heads import HEADS, Batch
 from agents.core.nets import flat_sizes, mlp
+from agents.core.offline import OfflineConfig, choose, evaluate_tasks
 from agents.core.tasks import TaskReplay, draw_tasks
-from envs.data import TaskData, load
+from envs.base import BatchedEnv
+from envs.data import DataError, TaskData, load
 
 
 @dataclass
@@ -311,6 +314,26 @@ class CORRO(Agent):
         action = policy.mode(x) if deterministic else policy.sample(x, self.generator)[0]
         return action * self.action_scale + self.action_mean, state
 
+    def evaluate(
+        self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = True
+    ) -> dict[str, float]:
+        """See `Agent`; without an `env` it is the dataset's test tasks, after own contexts.
+
+        `ood/…` are the same after contexts of other tasks' policies, where the dataset has any.
+        """
+        if env is not None:
+            return super().evaluate(env, episodes, deterministic)
+        config = self.config
+        data = choose(load(config.dataset, config.tier), "test").to(self.device)
+        count = -(-(episodes or config.eval_episodes) // data.num_tasks)
+        protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
+        metrics = evaluate_tasks(self, data, protocol)
+        with suppress(DataError):
+            protocol.context = "ood-behaviour"
+            other = evaluate_tasks(self, data, protocol)
+            metrics |= {f"ood/{name}": value for name, value in other.items()}
+        return metrics
+
     # ---- learning
 
     @property
@@ -474,7 +497,7 @@ class CORRO(Agent):
         return {name: torch.cat([value[:, :half], other[name]], 1) for name, value in steps.items()}
 
     def _policy_codes(self, task: Tensor, episode: Tensor) -> Tensor:
-        """Codes for the rows of each task: one each [B, R, Z], or (published) one for all [B, 1, Z]."""
+        """Codes for the rows of each task: one each [B, R, Z], or (published) one [B, 1, Z]."""
         config = self.config
         if config.code == "oracle":
             return self.data.tasks[task][:, None]

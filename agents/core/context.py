@@ -9,9 +9,8 @@ Shape letters as in `agents/base.py`; M tasks, B transitions, K negatives, T ste
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -130,7 +129,7 @@ class TaskDecoder(Generator):
         return self.network(torch.cat([chosen, code], -1))
 
     def answer(self, chosen: Tensor, task: Tensor) -> Tensor:
-        """What training tasks int64 [B] answer to [B, ..., D+U], without gradient, [B, ..., 1+D]."""
+        """Answers of training tasks int64 [B] to [B, ..., D+U], no gradient, [B, ..., 1+D]."""
         with torch.no_grad():
             return self(chosen.flatten(1, -2), self.codes[task]).unflatten(1, chosen.shape[1:-1])
 
@@ -232,7 +231,7 @@ class Relabelling(Generator):
     def __init__(self, chosen: int, answer: int, tasks: int, hidden: int = 64) -> None:
         super().__init__()
         sizes = [chosen, hidden, hidden, answer]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.weights = nn.ParameterList(
             torch.empty(tasks, i, o).uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i)) for i, o in pairs
         )
