@@ -46,6 +46,7 @@ from agents.core.offline import OfflineConfig, choose, evaluate_tasks
 from agents.core.tasks import TaskReplay, draw_tasks
 from envs.base import BatchedEnv
 from envs.data import DataError, TaskData, load
+from envs.tasks import TaskFamily
 
 
 @dataclass
@@ -162,7 +163,7 @@ class CORRO(Agent):
         obs, actions = flat_sizes(self.env, "CORRO")
         sizes, code = (obs + actions, obs + 1), config.code_size
         if config.code != "context":
-            code = self.env.task.shape[-1] if config.code == "oracle" else 1  # type: ignore
+            code = self._task_parameters() if config.code == "oracle" else 1
         self.coordinates = Coordinates(obs, actions, config.normalize).to(self.device)
         net: dict[str, nn.Module] = {
             "encoder": TransitionEncoder(*sizes, config.encoder_hidden, code),
@@ -218,6 +219,11 @@ class CORRO(Agent):
             else Generator()
         )
 
+    def _task_parameters(self) -> int:
+        if not isinstance(self.env, TaskFamily):
+            raise ConfigError(f"code=oracle: expected a family of tasks, got env={self.config.env}")
+        return self.env.tasks.shape[1]
+
     def _num_tasks(self) -> int:
         """Training tasks M; a checkpoint remembers them, and needs no data to act."""
         if self.config.num_tasks is None:
@@ -271,7 +277,8 @@ class CORRO(Agent):
         with torch.no_grad():
             steps = self.net["encoder"](context["chosen"], context["answer"])
             code = self.net["aggregator"](steps, mask)
-            self.net.prior.copy_(code.mean((0, 1)))
+            if not bool(self.net.prior.any()):  # else a checkpoint had it
+                self.net.prior.copy_(code.mean((0, 1)))
             if config.critic_gradient == "aggregator":
                 return {"steps": steps, "mask": mask}
             if self.counterfactual:

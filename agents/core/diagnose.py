@@ -237,4 +237,3 @@ def plot_scores(path: Path, data: TaskData, returns: Tensor, names: Sequence[str
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
-

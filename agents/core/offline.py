@@ -337,4 +337,3 @@ def write_table(path: Path, data: TaskData, returns: Tensor, names: Sequence[str
                 mean, std = returns[s, k].mean().item(), returns[s, k].std(correction=0).item()
                 numbers = (f"{v:.5g}" for v in (mean, std, scores[s, k].item()))
                 writer.writerow([name, task_id, parameters, *numbers])
-
