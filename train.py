@@ -4,6 +4,7 @@
     python train.py diayn env=tabletop seed=1       a baseline: a configuration of the nearest agent
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
+    python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
     python train.py smoke/slim                      a run of seconds
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
     python train.py list                            agents, baselines, environments
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     import agents
     from agents.core.log import NonFiniteError
     from envs.base import SimulationError
+    from envs.hdf5 import DataError
 
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:  # `train.py slim …` trains
@@ -52,7 +54,9 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (agents.ConfigError, agents.CheckpointError, NonFiniteError, SimulationError) as error:
+    except (
+        agents.ConfigError, agents.CheckpointError, NonFiniteError, SimulationError, DataError,
+    ) as error:  # fmt: skip
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -125,32 +129,54 @@ def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`eval run=<directory> [episodes=N] [json=<file>]`, or `checkpoint=<file>` instead of run."""
-    import agents
-    from agents.core.config import ConfigError
+    """`eval run=<directory> [episodes=N] [json=<file>]`, or checkpoint=<file> or just <file>.
 
-    directory, rest = _take(arguments, "run")
+    With `dataset=` the checkpoints (one or several, or a run's last and best) are evaluated on its
+    tasks: `eval <checkpoint> … dataset=<directory or id> context=iid …`, see `eval --help`.
+    """
+    import agents
+    from agents.core import config as configuration
+    from agents.core.offline import OfflineConfig, evaluate_checkpoints
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"{inspect.getdoc(evaluate)}\n\nSettings with dataset=:\n")
+        print(configuration.describe(OfflineConfig))
+        return 0
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    directory, rest = _take([a for a in arguments if "=" in a], "run")
     output, rest = _take(rest, "json")
     checkpoint, rest = _take(rest, "checkpoint")
-    episodes, rest = _take(rest, "episodes")
     device, rest = _take(rest, "device")
-    if rest:
-        raise ConfigError(
-            f"eval: unknown {rest[0]!r}, expected run=, checkpoint=, episodes=, json= or device="
+    offline = any(argument.startswith("dataset=") for argument in rest)
+    episodes, rest = (None, rest) if offline else _take(rest, "episodes")
+    if rest and not offline:
+        raise configuration.ConfigError(
+            f"eval: unknown {rest[0]!r}, expected run=, checkpoint=, dataset=, episodes=, json= or "
+            "device="
         )
-    if (directory is None) == (checkpoint is None):
-        raise ConfigError("eval: expected run=<directory> or checkpoint=<file>")
-    if episodes is not None and not (episodes.isdigit() and int(episodes) >= 1):
-        raise ConfigError(f"episodes={episodes}: expected a positive integer")
-    path = Path(checkpoint) if checkpoint else Path(str(directory)) / "last.ckpt"
-    agent = agents.load(path, device=device or "auto")
-    results = agent.evaluate(episodes=int(episodes) if episodes else None)
+    files += [Path(checkpoint)] if checkpoint else []
+    if (directory is None) == (not files):
+        raise configuration.ConfigError("eval: expected run=<directory> or a checkpoint")
+    if directory is not None:
+        files = [Path(directory) / "last.ckpt"]
+        files += [best] if offline and (best := Path(directory) / "best.ckpt").exists() else []
+    if offline:
+        config = configuration.build(OfflineConfig, [], rest)
+        loaded = [agents.load(path, device=device or "auto") for path in files]
+        results = evaluate_checkpoints(loaded, [str(path) for path in files], config)
+    else:
+        if episodes is not None and not (episodes.isdigit() and int(episodes) >= 1):
+            raise configuration.ConfigError(f"episodes={episodes}: expected a positive integer")
+        if len(files) > 1:
+            raise configuration.ConfigError("eval: several checkpoints need dataset=")
+        agent = agents.load(files[0], device=device or "auto")
+        results = agent.evaluate(episodes=int(episodes) if episodes else None)
     print_results(results)
     if output is not None:
         try:
             Path(output).write_text(json.dumps(results, indent=2) + "\n")
         except OSError as error:
-            raise ConfigError(f"json={output}: {error.strerror}") from None
+            raise configuration.ConfigError(f"json={output}: {error.strerror}") from None
     return 0
 
 

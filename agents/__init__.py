@@ -36,11 +36,13 @@ from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E40
 from agents.core.config import ConfigError  # noqa: E402
 from agents.core.hierarchy import SkillEnv, SkillPlanner  # noqa: E402
 from agents.core.log import NonFiniteError  # noqa: E402
+from agents.corro import CORRO  # noqa: E402
 from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
 __all__ = [
     "AGENTS",
+    "CORRO",
     "MASD",
     "SLIM",
     "Agent",
@@ -53,7 +55,7 @@ __all__ = [
     "load",
 ]
 
-AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD}
+AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD, "corro": CORRO}
 
 
 def load(path: str | Path, **kwargs: Any) -> Agent:

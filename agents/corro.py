@@ -17,9 +17,9 @@ As nothing is collected, a time step is a gradient step here.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,14 +31,22 @@ from agents.base import Agent, AgentConfig, State
 from agents.core.config import ConfigError, require
 from agents.core.context import (
     AGGREGATORS,
-    GENERATORS,
+    CVAE,
+    Coordinates,
     Generator,
+    Relabelling,
+    RewardNoise,
+    TaskDecoder,
     TransitionEncoder,
     focal_distance,
 )
 from agents.core.heads import HEADS, Batch
-from agents.core.nets import RunningNorm, flat_sizes, mlp
+from agents.core.nets import flat_sizes, mlp
+from agents.core.offline import OfflineConfig, choose, evaluate_tasks
 from agents.core.tasks import TaskReplay, draw_tasks
+from envs.base import BatchedEnv
+from envs.data import DataError, TaskData, load
+from envs.tasks import TaskFamily
 
 
 @dataclass
@@ -50,9 +58,13 @@ class CORROConfig(AgentConfig):
     total_timesteps: int = 20_000
     """Gradient steps, of encoder and policy together."""
     dataset: str = ""
-    """Directory or Minari id of the tasks' data."""
+    """Directory or Minari id of the tasks' data, see `python train.py data`."""
+    tier: str = "mixed"
+    """Which of the dataset's tiers to learn from."""
     encoder_share: float = 0.5
     """Share of the gradient steps that the encoder takes; the policy takes those that follow."""
+    num_tasks: int | None = None
+    """Training tasks M; found in the dataset."""
     code: Literal["context", "oracle", "none"] = "context"
     """What the policy is told of the task: a code of its context, the true parameters, nothing."""
     code_size: int = 16
@@ -63,7 +75,7 @@ class CORROConfig(AgentConfig):
     """How the codes of transitions become one."""
     normalize: bool = True
     """Standardise states, actions, rewards and changes of state; False takes raw (r, s')."""
-    contrastive: float = 1.0
+    contrastive: float = 0.1
     """Weight of InfoNCE against generated negatives, a lower bound of I(code; task) (eq. 4)."""
     metric: float = 0.0
     """Weight of FOCAL's distance metric loss."""
@@ -83,7 +95,8 @@ class CORROConfig(AgentConfig):
     generator_option: float | None = None
     """The CVAE's β (0.2 unless given) or the reward noise's σ (0.5)."""
     counterfactual: bool = True
-    """Train with contexts of other tasks' behaviour, relabelled by the decoder, as well."""
+    """Learn from other tasks' behaviour as well, as the decoder says this task answers it: half
+    of the contexts and half of the policy's transitions."""
     critic_gradient: Literal["none", "aggregator", "encoder"] = "none"
     """What the policy's critics train besides themselves (published: the aggregator)."""
     temperature: float = 0.1
@@ -108,9 +121,9 @@ class CORROConfig(AgentConfig):
     """Normalise the critics' hidden layers."""
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     """Widths of policy and critics."""
-    gamma: float = 0.99
-    """Discount γ."""
-    lr: float = 3e-4
+    gamma: float | None = None
+    """Discount γ; None takes 1 - 1/horizon."""
+    lr: float = 1e-3
     """Adam's step size for the policy and critics."""
     encoder_lr: float = 1e-3
     """Adam's step size for encoder, decoder and generator."""
@@ -126,15 +139,16 @@ class CORROConfig(AgentConfig):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("temperature", "lr", "encoder_lr"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
+        if self.gamma is not None:
+            require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.encoder_share <= 1, "encoder_share", self.encoder_share, "in [0, 1]")
         for name in ("hidden", "encoder_hidden"):
             widths = getattr(self, name)
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
-        decodes = self.reconstruction > 0
-        require(decodes or not self.counterfactual, "counterfactual", True, "reconstruction > 0")
-        decoder = self.contrastive > 0 and self.negatives == "decoder"
-        require(decodes or not decoder, "negatives", "decoder", "reconstruction > 0")
+        require(0 <= self.generator_share < 1, "generator_share", self.generator_share, "in [0, 1)")
+        for name in ("reconstruction", "counterfactual"):
+            allowed = not getattr(self, name) or self.negatives == "decoder"
+            require(allowed, "negatives", self.negatives, f"decoder, for {name}")
 
 
 class CORRO(Agent):
@@ -144,168 +158,158 @@ class CORRO(Agent):
     Config = CORROConfig
 
     def build(self) -> None:
-        """Encoder, aggregator, decoder, generator, policy and critics, optimisers."""
+        """Encoder, aggregator, generator, policy and critics, optimisers."""
         config = self.config
         obs, actions = flat_sizes(self.env, "CORRO")
-        self.chosen, self.answer, code = obs + actions, obs + 1, config.code_size
+        sizes, code = (obs + actions, obs + 1), config.code_size
         if config.code != "context":
-            code = self.data.parameters.shape[-1] if config.code == "oracle" else 1
-        self.code_size, hidden = code, config.encoder_hidden
+            code = self._task_parameters() if config.code == "oracle" else 1
+        self.coordinates = Coordinates(obs, actions, config.normalize).to(self.device)
         net: dict[str, nn.Module] = {
-            "encoder": TransitionEncoder(self.chosen, self.answer, hidden, code),
+            "encoder": TransitionEncoder(*sizes, config.encoder_hidden, code),
             "aggregator": AGGREGATORS[config.aggregator](code),
         }
         if config.classification:
-            net["classifier"] = mlp(code, hidden, self.data.num_tasks)
-        head = HEADS[config.head](
-            obs + code, actions, config.hidden, gamma=config.gamma, weight=config.head_weight,
-            temperature=config.entropy, layer_norm=config.layer_norm,
-        )  # fmt: skip
-        self.net, self.head = nn.ModuleDict(net), head.to(self.device)
+            net["classifier"] = mlp(code, config.encoder_hidden, self._num_tasks())
+        self.net = nn.ModuleDict(net)
         self.net.register_buffer("prior", torch.zeros(code))
         self.net.to(self.device)
-        norms = {"chosen": RunningNorm(self.chosen), "answer": RunningNorm(self.answer)}
-        self.norms = nn.ModuleDict(norms).to(self.device)
-        self.parts = {"net": self.net, "head": self.head, "norms": self.norms}
+        gamma = 1 - 1 / self.env.max_episode_steps if config.gamma is None else config.gamma
+        self.head = HEADS[config.head](
+            obs + code, actions, config.hidden, gamma=gamma, weight=config.head_weight,
+            temperature=config.entropy, layer_norm=config.layer_norm,
+        ).to(self.device)  # fmt: skip
         learners = {
-            "encoder": (self.net.parameters(), config.encoder_lr),
+            "encoder": (self.net, config.encoder_lr),
             "critic": (self.head.critic_parameters(), config.lr),
             "actor": (self.head.actor_parameters(), config.lr),
         }
-        self.generate = self.leak = None
-        self.counterfactual = config.counterfactual and config.code == "context"
-        needed = config.reconstruction or config.counterfactual or config.contrastive
-        if needed and config.negatives in GENERATORS:
-            self.generate = self.parts["generate"] = self._generator().to(self.device)
-            learners["generator"] = (self.generate.parameters(), config.encoder_lr)
-        if config.leak:
-            club = mi.neural.CLUB(mi.critics.GaussianDecoder(self.chosen, code, 64))
-            self.leak = self.parts["leak"] = club.to(self.device)
-            learners["leak"] = (club.parameters(), config.encoder_lr)
+        self.parts = {"net": self.net, "head": self.head, "coordinates": self.coordinates}
+        self.generate = self._build_generator(*sizes).to(self.device)
+        learners["generator"] = (self.generate, config.encoder_lr)
+        club = mi.neural.CLUB(mi.critics.GaussianDecoder(sizes[0], code, 64))
+        self.leak = club.to(self.device)
+        learners["leak"] = (self.leak, config.encoder_lr)
+        self.parts |= {"generate": self.generate, "leak": self.leak}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        for name, (parameters, lr) in learners.items():
-            if parameters := list(parameters):
+        for name, (source, lr) in learners.items():
+            parameters = list(source.parameters() if isinstance(source, nn.Module) else source)
+            if parameters:
                 self.optimizers[name] = torch.optim.Adam(parameters, lr)
                 self.parts[f"{name}_optimizer"] = self.optimizers[name]
         space: Any = self.env.single_action_space
         low, high = (torch.as_tensor(b, device=self.device) for b in (space.low, space.high))
         self.action_scale, self.action_mean = (high - low) / 2, (high + low) / 2
 
-    def _generator(self) -> Generator:
-        """One of the published kinds of negatives; it learns from training tasks alone."""
-        config = self.config
-        option, options = config.generator_option, {}
+    def _build_generator(self, chosen: int, answer: int) -> Generator:
+        """What makes negatives; it learns from training tasks alone."""
+        config, option = self.config, self.config.generator_option
+        if config.code != "context" or not (config.contrastive or config.reconstruction):
+            return Generator()
         if config.negatives == "decoder":
-            options = {"code": self.code_size, "hidden": config.encoder_hidden}
-        elif config.negatives != "relabel" and option is not None:
-            options = {"beta" if config.negatives == "cvae" else "std": option}
-        tasks = self.data.num_tasks
-        return GENERATORS[config.negatives](self.chosen, self.answer, tasks, **options)
+            code, hidden = config.code_size, config.encoder_hidden
+            return TaskDecoder(chosen, answer, self._num_tasks(), code, hidden)
+        if config.negatives == "cvae":
+            return CVAE(chosen, answer, 0.2 if option is None else option)
+        if config.negatives == "relabel":
+            return Relabelling(chosen, answer, self._num_tasks())
+        return (
+            RewardNoise(0.5 if option is None else option)
+            if config.negatives == "reward"
+            else Generator()
+        )
 
-    @property
-    def encoder_updates(self) -> int:
-        """Gradient steps after which the encoder is done."""
-        trained = self.config.code == "context" and self.config.critic_gradient != "encoder"
-        return round(self.config.encoder_share * self.config.total_timesteps) if trained else 0
+    def _task_parameters(self) -> int:
+        if not isinstance(self.env, TaskFamily):
+            raise ConfigError(f"code=oracle: expected a family of tasks, got env={self.config.env}")
+        return self.env.tasks.shape[1]
+
+    def _num_tasks(self) -> int:
+        """Training tasks M; a checkpoint remembers them, and needs no data to act."""
+        if self.config.num_tasks is None:
+            self.config.num_tasks = self.data.num_tasks
+        return self.config.num_tasks
 
     # ---- data
 
     @cached_property
-    def data(self) -> Any:
+    def data(self) -> TaskData:
         """The training tasks of the dataset; no test task is ever seen in training."""
         if not self.config.dataset:
-            raise ConfigError("dataset: expected a directory or Minari id of tasks' data, got none")
-        return load(self.config.dataset, self.device).split("train")
+            raise ConfigError("dataset: expected the directory or id of tasks' data, got none")
+        data = load(self.config.dataset, self.config.tier).select("train").to(self.device)
+        spaces = self.env.single_observation_space.shape, self.env.single_action_space.shape
+        actual = data.states.shape[3:], data.actions.shape[3:]
+        if actual != spaces:
+            what = f"observations and actions of shapes {spaces}, as of {self.config.env}"
+            raise ConfigError(f"dataset={self.config.dataset}: expected {what}, got {actual}")
+        return data
 
     @cached_property
     def replay(self) -> TaskReplay:
-        """The data in the networks' coordinates."""
+        """The data in the networks' units."""
         data = self.data
-        if self.config.normalize and not self.norms["answer"].count:
-            for name, value in zip(("chosen", "answer"), self.split(*data.fields), strict=True):
-                self.norms[name].update(value[data.mask])
-        scale = float(self.norms["answer"].variance[0].sqrt()) if self.config.normalize else 1.0
-        chosen, answer = self.coordinates(*data.fields)
-        _, action, reward, next_obs = data.fields
+        if not self.coordinates.fitted:
+            self.coordinates.fit(data.mask, *transitions(data))
+        chosen, answer = self.coordinates(*transitions(data))
         fields = {
             "chosen": chosen,
             "answer": answer,
-            "action": (action - self.action_mean) / self.action_scale,
-            "reward": reward[..., None] / scale,
-            "next": self._norm_obs(next_obs),
-            "terminated": data.terminated[..., None].float(),
+            "action": (data.actions - self.action_mean) / self.action_scale,
+            "reward": self.coordinates.reward(data.rewards)[..., None],
+            "next": self.coordinates.observe(data.next_observations),
+            "terminated": data.terminations[..., None].float(),
         }
         return TaskReplay(fields, data.mask)
 
-    def split(
-        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What was chosen, (s, a) [..., D+U], and the task's answer, (r, Δs) [..., 1+D]."""
-        change = next_obs - obs if self.config.normalize else next_obs
-        return torch.cat([obs, action], -1), torch.cat([reward[..., None], change], -1)
+    @cached_property
+    def bank(self) -> dict[str, Tensor]:
+        """What the trained encoder gives, computed once: codes [M, C, Z] of each task's contexts.
 
-    def coordinates(self, *fields: Tensor) -> tuple[Tensor, Tensor]:
-        """`split` in the networks' units."""
-        chosen, answer = self.split(*fields)
-        return self.norms["chosen"](chosen), self.norms["answer"](answer)
+        Half of them are counterfactual where that is wanted. Where the critics go on training the
+        aggregator it is the codes of transitions, `steps` [M, C, T, Z] and `mask`, instead.
+        """
+        replay, config = self.replay, self.config
+        generator = torch.Generator(self.device).manual_seed(config.seed + 3)
+        task = torch.arange(replay.tasks, device=self.device)
+        episode = replay.draw_episodes(task, min(replay.episodes, 256), generator)  # [M, C]
+        context, mask = replay.whole(episode)
+        with torch.no_grad():
+            steps = self.net["encoder"](context["chosen"], context["answer"])
+            code = self.net["aggregator"](steps, mask)
+            if not bool(self.net.prior.any()):  # else a checkpoint had it
+                self.net.prior.copy_(code.mean((0, 1)))
+            if config.critic_gradient == "aggregator":
+                return {"steps": steps, "mask": mask}
+            if self.counterfactual:
+                order = torch.randperm(episode.numel(), generator=generator, device=self.device)
+                context, mask = replay.whole(episode.flatten()[order].view_as(episode))
+                answer = self.generate.answer(context["chosen"], task)
+                code = torch.cat([code, self.encode(context["chosen"], answer, mask)], 1)
+        return {"code": code}
 
-    def _norm_obs(self, obs: Tensor) -> Tensor:
-        norm = self.norms["chosen"]
-        std = (norm.variance + 1e-8).sqrt()
-        size = obs.shape[-1]
-        scaled = (obs - norm.mean[:size]) / std[:size]
-        return scaled.clamp(-norm.clip, norm.clip).to(torch.float32)
-
-    # ---- codes
+    # ---- acting
 
     def encode(self, chosen: Tensor, answer: Tensor, mask: Tensor) -> Tensor:
-        """Code of each context [..., T, D+U], [..., T, 1+D] with steps in mask, [..., Z]."""
+        """Code of contexts [..., T, D+U] and [..., T, 1+D] with their steps' mask, [..., Z]."""
         return self.net["aggregator"](self.net["encoder"](chosen, answer), mask)
 
     @torch.no_grad()
-    def context_state(self, fields: tuple[Tensor, ...], mask: Tensor, task: Tensor) -> State:
+    def context_state(self, context: tuple[Tensor, ...], mask: Tensor, task: Tensor) -> State:
         """What to play with after contexts in the environment's units, [N, Z].
 
         Args:
-            fields: observation [N, T, D], action [N, T, U], reward [N, T], next observation.
+            context: observation [N, T, D], action [N, T, U], reward [N, T], next observation.
             mask: steps that exist, bool [N, T]; none at all gives the code of no context.
             task: parameters of the task [N, P], which the oracle reads.
         """
         if self.config.code == "oracle":
             return {"code": task}
-        state = self.initial_state(len(mask))
+        code = self.initial_state(len(mask))["code"]
         if self.config.code == "context":
-            code = self.encode(*self.coordinates(*fields), mask)
-            state["code"] = torch.where(mask.any(-1, keepdim=True), code, state["code"])
-        return state
-
-    @cached_property
-    def bank(self) -> dict[str, Tensor]:
-        """What the frozen encoder gives, computed once: codes of each task's contexts.
-
-        `code` [M, 2E, Z] of whole contexts, half of them counterfactual where that is wanted, or
-        [M, E, Z]; or `steps` [M, E, T, Z] where the critics go on training the aggregator.
-        """
-        replay, config = self.replay, self.config
-        generator = torch.Generator(self.device).manual_seed(config.seed + 3)
-        every = torch.arange(len(replay.mask), device=self.device)
-        episode = replay.draw_episodes(every, min(replay.episodes, 256), generator)  # [M, E]
-        context, mask = replay.whole(episode)
-        with torch.no_grad():
-            steps = self.net["encoder"](context["chosen"], context["answer"])
-            code = self.net["aggregator"](steps, mask)
-            self.net.prior.copy_(code.mean((0, 1)))
-            if config.critic_gradient == "aggregator":
-                return {"steps": steps, "mask": mask}
-            if config.counterfactual:
-                mixed = torch.randperm(episode.numel(), generator=generator, device=self.device)
-                other, seen = replay.whole(episode.flatten()[mixed].view_as(episode))
-                asked = other["chosen"]
-                answer = self.generate.answer(asked.flatten(1, 2), every).view(*asked.shape[:3], -1)
-                code = torch.cat([code, self.encode(asked, answer, seen)], 1)
+            seen = self.encode(*self.coordinates(*context), mask)
+            code = torch.where(mask.any(-1, keepdim=True), seen, code)
         return {"code": code}
-
-    # ---- acting
 
     def initial_state(self, num_envs: int) -> State:
         """The code of no context: the training contexts' mean, [num_envs, Z]."""
@@ -313,178 +317,220 @@ class CORRO(Agent):
 
     def act(self, obs: Tensor, state: State, deterministic: bool) -> tuple[Tensor, State]:
         """Actions [N, U] of π(·|s, z)."""
-        x = torch.cat([self._norm_obs(obs), state["code"]], -1)
-        policy = self.head.policy
+        x, policy = torch.cat([self.coordinates.observe(obs), state["code"]], -1), self.head.policy
         action = policy.mode(x) if deterministic else policy.sample(x, self.generator)[0]
         return action * self.action_scale + self.action_mean, state
 
+    def evaluate(
+        self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = True
+    ) -> dict[str, float]:
+        """See `Agent`; without an `env` it is the dataset's test tasks, after own contexts.
+
+        `ood/…` are the same after contexts of other tasks' policies, where the dataset has any.
+        """
+        if env is not None:
+            return super().evaluate(env, episodes, deterministic)
+        config = self.config
+        data = choose(load(config.dataset, config.tier), "test").to(self.device)
+        count = -(-(episodes or config.eval_episodes) // data.num_tasks)
+        protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
+        metrics = evaluate_tasks(self, data, protocol)
+        with suppress(DataError):
+            protocol.context = "ood-behaviour"
+            other = evaluate_tasks(self, data, protocol)
+            metrics |= {f"ood/{name}": value for name, value in other.items()}
+        return metrics
+
     # ---- learning
+
+    @property
+    def counterfactual(self) -> bool:
+        """Whether contexts and transitions are relabelled."""
+        return self.config.counterfactual and self.config.code == "context"
+
+    def _phase(self) -> tuple[str, int]:
+        """Who learns now, and the gradient step at which that ends."""
+        config, done, total = self.config, self.num_timesteps, self.config.total_timesteps
+        codes = config.code == "context" and config.critic_gradient != "encoder"
+        encoder = round(config.encoder_share * total) if codes else 0
+        first = round(config.generator_share * encoder) if "generator" in self.optimizers else 0
+        if done < encoder:
+            return ("generator", first) if done < first else ("encoder", encoder)
+        return "policy", max(total, done + config.block)  # where `learn` is asked for more
 
     @torch.no_grad()
     def collect(self) -> None:
         """Draw the rows of the next block of gradient steps from the dataset."""
         config, replay, generator = self.config, self.replay, self.generator
-        done, total = self.num_timesteps, config.total_timesteps
-        self.encoding = done < self.encoder_updates
-        warm = round(config.generator_share * self.encoder_updates) if self.generate is not None else 0
-        self.warming = done < warm
-        end = warm if self.warming else self.encoder_updates if self.encoding else total
-        count = min(config.block, end - done)
-        count = max(count, 1)  # when `learn` is asked for more than was configured
+        self.learner, end = self._phase()
+        count = min(config.block, end - self.num_timesteps)
         draws = count if config.resample_tasks else 1
-        task = draw_tasks((draws, config.task_batch), replay.tasks, generator)
-        task = task.expand(count, -1)
-        rows = 2 * config.queries if self.encoding else config.rows
-        self._rows = {"task": task, "step": replay.draw_steps(task, rows, generator)}
-        self._rows["episode"] = replay.draw_episodes(task, 2, generator)
+        task = draw_tasks((draws, config.task_batch), replay.tasks, generator).expand(count, -1)
+        rows = config.rows if self.learner == "policy" else 2 * config.queries
+        step = replay.draw_steps(task, rows, generator)
+        self._rows = task, step, replay.draw_episodes(task, 2, generator)
         self.num_timesteps += count
 
     def update(self) -> dict[str, Tensor]:
         """A block of gradient steps; means of their metrics."""
-        learn, rows = self._learn_codes if self.encoding else self._learn_policy, self._rows
+        learn = self._learn_policy if self.learner == "policy" else self._learn_codes
         metrics = [
             learn(task, self.replay.steps(step), episode)
-            for task, step, episode in zip(*rows.values(), strict=True)
+            for task, step, episode in zip(*self._rows, strict=True)
         ]
         return {name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]}
 
     def _learn_codes(
         self, task: Tensor, steps: dict[str, Tensor], episode: Tensor
     ) -> dict[str, Tensor]:
-        """One step of encoder, aggregator and generator; the sum is the objective."""
-        config, chosen, answer = self.config, steps["chosen"], steps["answer"]  # [B, 2Q, .]
-        losses, weights, metrics = {}, {}, {}
-        if self.generate is not None and (self.warming or self.counterfactual):
-            label = task.repeat_interleave(chosen.shape[1])
-            rows = chosen.flatten(0, 1), answer.flatten(0, 1)
-            losses["generator"], metrics = self.generate.loss(*rows, label, self.generator)
-        if not self.warming:
-            context, mask = self.replay.whole(episode)  # [B, 2, T, .]
-            if self.counterfactual:  # the second context is how a neighbour behaves
-                context, mask = self._with_counterfactual(task, context, mask)
-            code = self.encode(context["chosen"], context["answer"], mask)  # [B, 2, Z]
-            losses |= self._code_losses(task, chosen, answer, code)
-        total = sum(weights.get(name, getattr(config, name, 1.0)) * x for name, x in losses.items())
+        """One step of encoder, aggregator and generator; the weighted sum is the objective."""
+        config, generate = self.config, self.generate
+        chosen, answer = steps["chosen"], steps["answer"]  # [B, 2Q, .]
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        if self.learner == "generator" or self.counterfactual:  # others stay as they were trained
+            flat, label = chosen.flatten(0, 1), task.repeat_interleave(chosen.shape[1])
+            loss = generate.loss(flat, answer.flatten(0, 1), label, self.generator)
+            losses["generator"], metrics = loss
+        if self.learner == "encoder":
+            code = self._context_codes(task, episode)
+            if config.reconstruction:
+                losses["reconstruction"] = self._reconstruction_loss(task, chosen, answer, code)
+            if config.contrastive:
+                losses["contrastive"] = self._contrastive_loss(task, chosen, answer)
+            if config.metric:
+                losses["metric"] = focal_distance(code)
+            if config.classification:
+                losses["classification"] = self._classification_loss(task, code)
+            if config.leak:
+                losses["leak"] = self._leak(chosen, answer)
+        total = sum(getattr(config, name, 1.0) * loss for name, loss in losses.items())
         self._step([n for n in ("encoder", "generator") if n in self.optimizers], total)
         return {f"encoder/{name}": loss.detach() for name, loss in losses.items()} | metrics
 
-    def _with_counterfactual(self, task, context, mask):
+    def _context_codes(self, task: Tensor, episode: Tensor) -> Tensor:
+        """Codes of two contexts of each task, the second of a neighbour's behaviour, [B, 2, Z]."""
+        context, mask = self.replay.whole(episode)  # [B, 2, T, .]
         chosen, answer = context["chosen"], context["answer"]
-        other = chosen[:, 1].roll(1, 0)
-        imagined = self.generate.answer(other, task)
-        chosen = torch.stack([chosen[:, 0], other], 1)
-        answer = torch.stack([answer[:, 0], imagined], 1)
-        mask = torch.stack([mask[:, 0], mask[:, 1].roll(1, 0)], 1)
-        return {"chosen": chosen, "answer": answer}, mask
+        if self.counterfactual:
+            other = chosen[:, 1].roll(1, 0)
+            chosen = torch.stack([chosen[:, 0], other], 1)
+            answer = torch.stack([answer[:, 0], self.generate.answer(other, task)], 1)
+            mask = torch.stack([mask[:, 0], mask[:, 1].roll(1, 0)], 1)
+        return self.encode(chosen, answer, mask)
 
-    def _code_losses(self, task, chosen, answer, code):
-        config, losses = self.config, {}
-        if config.reconstruction:
-            losses["reconstruction"] = self._reconstruction_loss(task, chosen, answer, code)
-        if config.contrastive:
-            losses["contrastive"] = self._contrastive_loss(task, chosen, answer)
-        if config.metric:
-            losses["metric"] = focal_distance(code)
-        if config.classification:
-            logits = self.net["classifier"](code).flatten(0, 1)
-            label = task.repeat_interleave(code.shape[1])
-            losses["classification"] = functional.cross_entropy(logits, label)
-        if self.leak is not None:
-            losses["leak"] = self._leak(chosen.flatten(0, 1), answer.flatten(0, 1))
-        return losses
+    def _reconstruction_loss(
+        self, task: Tensor, chosen: Tensor, answer: Tensor, code: Tensor
+    ) -> Tensor:
+        """Squared error of the decoder under each context's code [B, 2, Z], 0-d.
 
-    def _reconstruction_loss(self, task: Tensor, chosen: Tensor, answer: Tensor, code: Tensor) -> Tensor:
-        """Squared error of the decoder under each of a task's contexts [B, C, Z], 0-d."""
+        Own transitions give themselves away by their states; a neighbour's need the code.
+        """
         if self.counterfactual:
             other = chosen.roll(1, 0)
             answer = torch.cat([answer, self.generate.answer(other, task)], 1)
             chosen = torch.cat([chosen, other], 1)
-        chosen = chosen[:, None].expand(-1, code.shape[1], -1, -1)
-        return (self.generate(chosen, code) - answer[:, None]).square().mean()
+        guess = self.generate(chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
+        return (guess - answer[:, None]).square().mean()
 
     def _contrastive_loss(self, task: Tensor, chosen: Tensor, answer: Tensor) -> Tensor:
-        """-InfoNCE of queries and keys [B, Q, .] against other answers to the query (eq. 4), 0-d."""
-        config, encoder = self.config, self.net["encoder"]
-        queries = chosen.shape[1] // 2
+        """-InfoNCE of query and key [B, Q, .] against other answers to the query (eq. 4), 0-d."""
+        config, encoder, queries = self.config, self.net["encoder"], self.config.queries
         (query, key), (own, other) = chosen.split(queries, 1), answer.split(queries, 1)
-        flat, label = query.flatten(0, 1), task.repeat_interleave(queries)
-        asked = flat[:, None].expand(-1, config.num_negatives, -1)
+        asked, count = query.flatten(0, 1), config.num_negatives
         if config.negatives == "transitions":
-            asked, negatives = self._other_transitions(flat)
+            asked, negatives = self._other_transitions(len(asked))
         else:
-            negatives = self.generate.sample(flat, own.flatten(0, 1), label, config.num_negatives, self.generator)
-        if config.negatives == "decoder":
+            label = task.repeat_interleave(queries)
+            rows = (asked, own.flatten(0, 1), label)
+            negatives = self.generate.sample(*rows, count, self.generator)
+            asked = asked[:, None].expand(-1, count, -1)
+        if config.negatives == "decoder":  # else real could be told from generated
             other = self.generate.answer(key, task)
         q, k = encoder(query, own).flatten(0, 1), encoder(key, other).flatten(0, 1)
-        scale, n = 1 / config.temperature, encoder(asked, negatives)
-        pos, neg = (q * k).sum(-1) * scale, (n @ q[..., None])[..., 0] * scale
-        return -mi.functional.infonce(pos=pos, neg=neg)
+        negative = (encoder(asked, negatives) @ q[..., None])[..., 0] / config.temperature
+        return -mi.functional.infonce(pos=(q * k).sum(-1) / config.temperature, neg=negative)
 
-    def _other_transitions(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Choices and answers of real transitions of random tasks, [B, K, .] each."""
-        shape = (len(like), self.config.num_negatives)
-        task = torch.randint(
-            self.replay.tasks, shape, generator=self.generator, device=self.device
-        )
+    def _other_transitions(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Choices and answers of real transitions of random tasks, [rows, K, .] each."""
+        shape, tasks = (rows, self.config.num_negatives), self.replay.tasks
+        task = torch.randint(tasks, shape, generator=self.generator, device=self.device)
         step = self.replay.steps(self.replay.draw_steps(task, 1, self.generator)[..., 0])
         return step["chosen"], step["answer"]
 
+    def _classification_loss(self, task: Tensor, code: Tensor) -> Tensor:
+        """Cross-entropy of the task's label, 0-d."""
+        logits = self.net["classifier"](code).flatten(0, 1)
+        return functional.cross_entropy(logits, task.repeat_interleave(code.shape[1]))
+
     def _leak(self, chosen: Tensor, answer: Tensor) -> Tensor:
         """CLUB's bound of I(code; s, a) [nats], 0-d; its decoder learns first."""
-        assert self.leak is not None
-        code = self.net["encoder"](chosen, answer)
-        self._step("leak", self.leak.loss(chosen, code.detach()))
+        chosen = chosen.flatten(0, 1)
+        code = self.net["encoder"](chosen, answer.flatten(0, 1))
+        self._step(["leak"], self.leak.loss(chosen, code.detach()))
         return self.leak.bound(chosen, code, minimize=True)
 
     def _learn_policy(
         self, task: Tensor, steps: dict[str, Tensor], episode: Tensor
     ) -> dict[str, Tensor]:
         """One step of critics and policy on [B, R] transitions, and of what the critics train."""
-        code = self._policy_codes(task, episode, steps["action"].shape[1])
-        size = self.chosen - self.action_scale.shape[0]
-        x = torch.cat([steps["chosen"][..., :size], code], -1).flatten(0, 1)
-        x_next = torch.cat([steps["next"], code], -1).flatten(0, 1)
-        fields = (steps[k].flatten(0, 1) for k in ("action", "reward", "terminated"))
-        action, reward, terminated = fields
+        rows, code = steps["action"].shape[1], self._policy_codes(task, episode)
+        if self.counterfactual:
+            steps = self._relabelled(task, steps)
+        code = code.expand(-1, rows, -1)
+        obs = steps["chosen"][..., : self.coordinates.obs]
+        x, x_next = (torch.cat([o, code], -1).flatten(0, 1) for o in (obs, steps["next"]))
+        names = ("action", "reward", "terminated")
+        action, reward, terminated = (steps[name].flatten(0, 1) for name in names)
         batch = Batch(x, action, reward[:, 0], x_next.detach(), terminated[:, 0])
         loss, metrics = self.head.critic_loss(batch, self.generator)
-        learners = ["critic"] if self.config.critic_gradient == "none" else ["critic", "encoder"]
-        self._step(learners, loss)
+        trained = ["critic"] if self.config.critic_gradient == "none" else ["critic", "encoder"]
+        self._step(trained, loss)
         self.head.follow()
         self.head.critics.requires_grad_(False)  # the actor's step needs no gradient of theirs
         actor_loss, more = self.head.actor_loss(batch._replace(x=x.detach()), self.generator)
-        self._step("actor", actor_loss)
+        self._step(["actor"], actor_loss)
         self.head.critics.requires_grad_(True)
         metrics |= {"critic_loss": loss.detach(), "actor_loss": actor_loss.detach()} | more
         return {f"policy/{name}": value for name, value in metrics.items()}
 
-    def _policy_codes(self, task: Tensor, episode: Tensor, rows: int) -> Tensor:
-        """Codes for R rows of each task, [B, R, Z]: one context per row, or (published) per task."""
+    def _relabelled(self, task: Tensor, steps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The second half of the rows from a neighbour, as the decoder says this task answers."""
+        half = steps["action"].shape[1] // 2
+        other = {name: value[:, half:].roll(1, 0) for name, value in steps.items()}
+        answer = self.generate.answer(other["chosen"], task)
+        reward, next_obs = self.coordinates.consequences(other["chosen"], answer)
+        other |= {"reward": reward[..., None], "next": next_obs}
+        return {name: torch.cat([value[:, :half], other[name]], 1) for name, value in steps.items()}
+
+    def _policy_codes(self, task: Tensor, episode: Tensor) -> Tensor:
+        """Codes for the rows of each task: one each [B, R, Z], or (published) one [B, 1, Z]."""
         config = self.config
         if config.code == "oracle":
-            code = self.data.parameters[task]
-        elif config.code == "none":
-            code = self.net.prior.expand(len(task), -1)
-        elif config.critic_gradient == "none":
-            bank = self.bank["code"]
-            index = torch.randint(
-                bank.shape[1], (len(task), rows), generator=self.generator, device=self.device
-            )
-            return bank[task[:, None], index]
-        elif config.critic_gradient == "aggregator":
-            bank = self.bank
-            index = episode[:, 0] % bank["mask"].shape[1]
-            code = self.net["aggregator"](bank["steps"][task, index], bank["mask"][task, index])
-        else:
-            context, mask = self.replay.whole(episode[:, 0])
-            code = self.encode(context["chosen"], context["answer"], mask)
-        return code[:, None].expand(-1, rows, -1)
+            return self.data.tasks[task][:, None]
+        if config.code == "none":
+            return self.net.prior.expand(len(task), 1, -1)
+        if config.critic_gradient == "encoder":
+            context, mask = self.replay.whole(episode[:, :1])
+            return self.encode(context["chosen"], context["answer"], mask)
+        bank = self.bank
+        if config.critic_gradient == "aggregator":
+            index = episode[:, :1] % bank["mask"].shape[1]
+            steps, mask = (bank[name][task[:, None], index] for name in ("steps", "mask"))
+            return self.net["aggregator"](steps, mask)
+        shape = (len(task), config.rows)
+        size = bank["code"].shape[1]
+        index = torch.randint(size, shape, generator=self.generator, device=self.device)
+        return bank["code"][task[:, None], index]
 
-    def _step(self, names: str | list[str], loss: Tensor) -> None:
-        optimizers = [self.optimizers[n] for n in ([names] if isinstance(names, str) else names)]
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+    def _step(self, names: list[str], loss: Any) -> None:
+        for name in names:
+            self.optimizers[name].zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        for name in names:
+            self.optimizers[name].step()
 
+
+def transitions(data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Observation, action, reward and next observation, [K, E, T, ...] each."""
+    return data.observations, data.actions, data.rewards, data.next_observations

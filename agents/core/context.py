@@ -9,14 +9,13 @@ Shape letters as in `agents/base.py`; M tasks, B transitions, K negatives, T ste
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.core.nets import mlp
+from agents.core.nets import RunningNorm, mlp
 
 
 class TransitionEncoder(nn.Module):
@@ -119,9 +118,7 @@ class TaskDecoder(Generator):
         hidden: widths.
     """
 
-    def __init__(
-        self, chosen: int, answer: int, tasks: int, code: int, hidden: list[int]
-    ) -> None:
+    def __init__(self, chosen: int, answer: int, tasks: int, code: int, hidden: list[int]) -> None:
         super().__init__()
         self.codes = nn.Parameter(0.01 * torch.randn(tasks, code))
         self.network = mlp(chosen + code, hidden, answer)
@@ -132,9 +129,9 @@ class TaskDecoder(Generator):
         return self.network(torch.cat([chosen, code], -1))
 
     def answer(self, chosen: Tensor, task: Tensor) -> Tensor:
-        """Training tasks' answers to [B, X, D+U], for tasks int64 [B]; no gradient, [B, X, 1+D]."""
+        """Answers of training tasks int64 [B] to [B, ..., D+U], no gradient, [B, ..., 1+D]."""
         with torch.no_grad():
-            return self(chosen, self.codes[task])
+            return self(chosen.flatten(1, -2), self.codes[task]).unflatten(1, chosen.shape[1:-1])
 
     def loss(
         self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
@@ -162,14 +159,13 @@ class CVAE(Generator):
     Args:
         chosen: D+U.
         answer: 1+D.
-        tasks: unused.
         beta: β.
         hidden: width.
         latent: size of z.
     """
 
     def __init__(
-        self, chosen: int, answer: int, tasks: int, beta: float, hidden: int = 64, latent: int = 5
+        self, chosen: int, answer: int, beta: float, hidden: int = 64, latent: int = 5
     ) -> None:
         super().__init__()
         self.beta, self.latent = beta, latent
@@ -203,13 +199,10 @@ class RewardNoise(Generator):
     """The same successor with reward r + N(0, σ²); for tasks that differ in reward alone.
 
     Args:
-        chosen: unused.
-        answer: unused.
-        tasks: unused.
         std: σ in the answers' unit.
     """
 
-    def __init__(self, chosen: int, answer: int, tasks: int, std: float) -> None:
+    def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
 
@@ -238,7 +231,7 @@ class Relabelling(Generator):
     def __init__(self, chosen: int, answer: int, tasks: int, hidden: int = 64) -> None:
         super().__init__()
         sizes = [chosen, hidden, hidden, answer]
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(itertools.pairwise(sizes))
         self.weights = nn.ParameterList(
             torch.empty(tasks, i, o).uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i)) for i, o in pairs
         )
@@ -293,9 +286,59 @@ def focal_distance(codes: Tensor, beta: float = 1.0, epsilon: float = 0.1) -> Te
     return attract + repel
 
 
-GENERATORS: dict[str, Any] = {
-    "decoder": TaskDecoder,
-    "cvae": CVAE,
-    "reward": RewardNoise,
-    "relabel": Relabelling,
-}
+class Coordinates(nn.Module):
+    """Transitions in the networks' units: standardised (s, a) and (r, Δs), or raw (r, s').
+
+    Args:
+        obs: D.
+        actions: U.
+        normalize: standardise, and let the answer be the change of state.
+    """
+
+    def __init__(self, obs: int, actions: int, normalize: bool) -> None:
+        super().__init__()
+        self.obs, self.normalize = obs, normalize
+        self.chosen, self.answer = RunningNorm(obs + actions, 1e6), RunningNorm(1 + obs, 1e6)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether `fit` was called (or there is nothing to fit)."""
+        return not self.normalize or bool(self.chosen.count > 0)
+
+    def split(
+        self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What was chosen [..., D+U] and what the task answered [..., 1+D], in their own units."""
+        change = next_obs - obs if self.normalize else next_obs
+        return torch.cat([obs, action], -1), torch.cat([reward[..., None], change], -1)
+
+    def fit(self, mask: Tensor, *transitions: Tensor) -> None:
+        """Take mean and deviation from the steps in the mask."""
+        chosen, answer = self.split(*transitions)
+        self.chosen.update(chosen[mask])
+        self.answer.update(answer[mask])
+
+    def forward(self, *transitions: Tensor) -> tuple[Tensor, Tensor]:
+        """`split`, standardised."""
+        chosen, answer = self.split(*transitions)
+        return self.chosen(chosen), self.answer(answer)
+
+    def observe(self, obs: Tensor) -> Tensor:
+        """Standardised observations [..., D]."""
+        return ((obs - self.chosen.mean[: self.obs]) / self._std(self.chosen)[: self.obs]).float()
+
+    def reward(self, reward: Tensor) -> Tensor:
+        """Rewards in units of their deviation, so that the critics' targets are of order 1."""
+        return (reward / self._std(self.answer)[0]).float()
+
+    def consequences(self, chosen: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Reward [...] as of `reward` and next observation [..., D] as of `observe`."""
+        answer = answer * self._std(self.answer) + self.answer.mean
+        obs = chosen[..., : self.obs] * self._std(self.chosen)[: self.obs]
+        obs = obs + self.chosen.mean[: self.obs]
+        next_obs = answer[..., 1:] + (obs if self.normalize else 0)
+        return self.reward(answer[..., 0]), self.observe(next_obs)
+
+    @staticmethod
+    def _std(norm: RunningNorm) -> Tensor:
+        return (norm.variance + 1e-8).sqrt()

@@ -1,0 +1,339 @@
+"""Evaluation on datasets of tasks: contexts by name, normalised scores, intervals, fitted Q.
+
+    python train.py eval <checkpoint> … dataset=<directory or id> context=ood-behaviour json=…
+
+All tasks and episodes are one batch. Agents that read contexts have a method `context_state`
+(`CORRO.context_state`); others play as they are. Several checkpoints (seeds, or last and best) are
+evaluated one by one and summarised together.
+
+Shape letters: K tasks, E episodes of a task, N = K·E rows, T steps, S checkpoints or seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+import envs
+from agents.core.config import ConfigError, require
+from agents.core.evaluate import play
+from envs.base import BatchedEnv
+from envs.data import TaskData, load
+
+Context = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Observation [N, T, D], action [N, T, U], reward [N, T] and next observation [N, T, D]."""
+
+
+@dataclass
+class OfflineConfig:
+    """Settings of `python train.py eval <checkpoint> dataset=…`."""
+
+    dataset: str
+    """Directory or Minari id."""
+    context: Literal["iid", "ood-behaviour", "random", "online", "zero-shot"] = "iid"
+    """Where contexts come from: the task's own data, what other tasks' policies did in the task
+    (tier ood), uniformly random actions, random actions in the first half of an episode and the
+    policy with the code so far from there on, or nowhere."""
+    k: int = 1
+    """Trajectories of a context."""
+    split: Literal["train", "test", "task-ood", "all"] = "test"
+    """Which tasks; task-ood are the test tasks with a parameter outside the training tasks' range.
+    Data that name no test task are evaluated as a whole."""
+    tier: str = "mixed"
+    """Which data are the task's own."""
+    episodes: int = 20
+    """Contexts, and as many episodes, of each task."""
+    seed: int = 1
+    """Of contexts and episodes."""
+    fqe: int = 0
+    """Gradient steps of fitted Q evaluation, which needs no simulator; 0 leaves it out."""
+    diagnostics: bool = False
+    """Measure the data and the codes as well: coverage, information, leaks."""
+    out: str = ""
+    """Directory of tables and plots."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        require(bool(self.dataset), "dataset", self.dataset, "a directory or Minari id")
+        for name in ("k", "episodes"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.fqe >= 0, "fqe", self.fqe, "at least 0")
+
+
+class Predictor:
+    """Anything with SB3's `predict`, as a policy to be played.
+
+    Args:
+        model: has `predict(observation, state, episode_start, deterministic)`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def initial_state(self, num_envs: int) -> dict[str, Tensor]:
+        """Nothing is carried."""
+        return {}
+
+    def act(self, obs: Tensor, state: dict[str, Tensor], deterministic: bool) -> tuple[Tensor, Any]:
+        """Actions [N, U]."""
+        action, _ = self.model.predict(obs.cpu().numpy(), deterministic=deterministic)
+        return torch.as_tensor(action, device=obs.device), state
+
+
+def choose(data: TaskData, split: str) -> TaskData:
+    """The tasks of a split.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if split == "all" or bool(data.training.all()):
+        return data
+    keep = data.training == (split == "train")
+    if split == "task-ood":
+        train = data.tasks[data.training]
+        beyond = (data.tasks < train.amin(0)) | (data.tasks > train.amax(0))
+        keep = ~data.training & beyond.any(1)
+    if not bool(keep.any()):
+        raise ConfigError(f"split={split}: the dataset has no such task")
+    return data.select(keep.nonzero()[:, 0])
+
+
+def make_env(agent: Any, data: TaskData, episodes: int, device: Any) -> BatchedEnv:
+    """One environment whose rows are E episodes of every task, task by task."""
+    if not data.family:  # foreign data: one task, that of the agent's own environment
+        return agent.make_eval_env(data.num_tasks * episodes)
+    ids = np.arange(data.num_tasks).repeat(episodes)
+    return envs.make(data.family, len(ids), device, 0, tasks=data.tasks, task_ids=ids)
+
+
+@torch.no_grad()
+def draw_contexts(
+    agent: Any, data: TaskData, config: OfflineConfig, generator: torch.Generator, device: Any
+) -> tuple[Context, Tensor]:
+    """Contexts [N, k·T, ...] of every task by the protocol, and the mask of their steps.
+
+    Raises:
+        ConfigError: the protocol needs other tasks' behaviour and the data have none.
+    """
+    if config.context in ("random", "online"):
+        return _explore(agent, data, config, generator, device)
+    source = data
+    if config.context == "ood-behaviour":
+        ids = data.task_ids
+        every = load(config.dataset, "ood").to(device)
+        source = every.select([int((every.task_ids == i).nonzero()[0, 0]) for i in ids])
+    task = torch.arange(source.num_tasks, device=device)
+    batch = source.sample_episodes(task, config.episodes * config.k, generator)
+    names = ("observations", "actions", "rewards", "next_observations", "mask")
+    rows = data.num_tasks * config.episodes
+    *fields, mask = (
+        batch[name].unflatten(1, (config.episodes, config.k)).flatten(0, 1).flatten(1, 2)
+        for name in names
+    )
+    assert len(mask) == rows, (mask.shape, rows)
+    mask = mask > 0
+    if config.context == "zero-shot":
+        mask = torch.zeros_like(mask)
+    if config.k > 1:  # steps that exist come first, as those who read them in order expect
+        order = (~mask).to(torch.int8).argsort(stable=True, dim=1)
+        rows = torch.arange(rows, device=device)[:, None]
+        fields, mask = [field[rows, order] for field in fields], mask[rows, order]
+    return (fields[0], fields[1], fields[2], fields[3]), mask
+
+
+def _explore(
+    agent: Any, data: TaskData, config: OfflineConfig, generator: torch.Generator, device: Any
+) -> tuple[Context, Tensor]:
+    """Contexts of the agent's own: random, or (online) random first and then by its code so far."""
+    env = make_env(agent, data, config.episodes, device)
+    task = data.tasks.repeat_interleave(config.episodes, 0)
+    low, high = (torch.as_tensor(b, device=device) for b in env._bounds)
+    steps: list[tuple[Tensor, ...]] = []
+    alive: list[Tensor] = []
+    obs, _ = env.reset(seed=config.seed)
+    for episode in range(config.k):
+        running = torch.ones(env.num_envs, dtype=torch.bool, device=device)
+        for t in range(env.max_episode_steps):
+            unit = torch.rand((env.num_envs, *low.shape), generator=generator, device=device)
+            action = low + (high - low) * unit
+            if config.context == "online" and (episode or 2 * t >= env.max_episode_steps):
+                action = agent.act(obs, _state(agent, _stack(steps, alive), task), True)[0]
+            next_obs, reward, terminated, truncated, info = env.step(action)
+            steps.append((obs, action, reward, info["final_obs"]))
+            alive.append(running)
+            running = running & ~(terminated | truncated)
+            obs = next_obs
+        if episode < config.k - 1 and bool((env.elapsed != 0).any()):
+            obs, _ = env.reset()
+    return _stack(steps, alive)
+
+
+def _stack(steps: list[tuple[Tensor, ...]], alive: list[Tensor]) -> tuple[Context, Tensor]:
+    fields = [torch.stack(each, 1) for each in zip(*steps, strict=True)]
+    return (fields[0], fields[1], fields[2], fields[3]), torch.stack(alive, 1)
+
+
+def _state(agent: Any, context: tuple[Context, Tensor], task: Tensor) -> dict[str, Tensor]:
+    """What the agent plays with after contexts, where it reads any."""
+    if not hasattr(agent, "context_state"):
+        return agent.initial_state(len(task))
+    return agent.context_state(*context, task)
+
+
+@dataclass
+class Outcome:
+    """What one agent did.
+
+    Attributes:
+        returns: of every episode [K, E].
+        state: what it played with, [K·E, ...] each.
+    """
+
+    returns: Tensor
+    state: dict[str, Tensor]
+
+
+def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
+    """Draw contexts and play one episode after each; all tasks and episodes as one batch.
+
+    Args:
+        agent: an agent of ours, or a `Predictor`.
+        data: the tasks, on the agent's device.
+        config: the protocol.
+    """
+    device = data.states.device
+    generator = torch.Generator(device).manual_seed(config.seed)
+    task = data.tasks.repeat_interleave(config.episodes, 0)
+    if hasattr(agent, "context_state"):
+        state = _state(agent, draw_contexts(agent, data, config, generator, device), task)
+    else:
+        state = agent.initial_state(len(task))
+    env = make_env(agent, data, config.episodes, device)
+    played = play(agent, env, config.seed, deterministic=True, state=state)
+    return Outcome(played.returns.view(data.num_tasks, -1), state)
+
+
+def evaluate_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> dict[str, float]:
+    """`return_mean`, `return_std` and, where the data have references, `score_mean` (0 to 100)."""
+    return summarise(play_tasks(agent, data, config).returns[None], data)
+
+
+def summarise(returns: Tensor, data: TaskData, seed: int = 0) -> dict[str, float]:
+    """Metrics of returns [S, K, E].
+
+    Returns:
+        `return_mean`; `return_std` over tasks' means; `episodes`; and of the normalised scores (or
+        of the returns where no references are known) the interquartile mean with its stratified
+        95 % bootstrap interval, `iqm`, `iqm_low`, `iqm_high`.
+    """
+    means = returns.mean(2).cpu()  # [S, K]
+    metrics = {
+        "return_mean": means.mean().item(),
+        "return_std": means.mean(0).std(correction=0).item(),
+        "episodes": float(returns.numel()),
+    }
+    low, high = data.references.cpu().unbind(1)
+    known = bool(torch.isfinite(data.references).all()) and bool((high > low).all())
+    scores = 100 * (means - low) / (high - low) if known else means
+    if known:
+        metrics["score_mean"] = scores.mean().item()
+    names = ("iqm", "iqm_low", "iqm_high")
+    return metrics | dict(zip(names, stratified_iqm(scores.numpy(), seed), strict=True))
+
+
+def stratified_iqm(
+    scores: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """Interquartile mean of scores [S, K] with a 95 % stratified bootstrap interval.
+
+    Seeds are resampled with replacement within every task (Agarwal et al. 2021). A single seed has
+    nothing to resample; then tasks are, which says how much the choice of tasks matters.
+    """
+    rng = np.random.default_rng(seed)
+    runs, tasks = scores.shape
+    if runs > 1:
+        index = rng.integers(runs, size=(resamples, runs, tasks))
+        drawn = np.take_along_axis(scores[None], index, 1)
+    else:
+        drawn = scores[:, rng.integers(tasks, size=(resamples, tasks))].swapaxes(0, 1)
+    values = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
+    centre = stats.trim_mean(scores.reshape(-1), 0.25)
+    return float(centre), *(float(v) for v in np.quantile(values, (0.025, 0.975)))
+
+
+def compare_rankings(estimates: np.ndarray, truth: np.ndarray, k: int = 1) -> dict[str, float]:
+    """How well estimated returns [S, K] rank S policies on K tasks (Fu et al. 2021).
+
+    Returns:
+        `rank_correlation`, Spearman's, mean over tasks; `regret@k`, how much worse than the best
+        policy the best of the k highest estimates is, as a share of the range, mean over tasks; and
+        `absolute_error`.
+    """
+    best, worst = truth.max(0), truth.min(0)
+    chosen = np.take_along_axis(truth, np.argsort(-estimates, 0)[:k], 0).max(0)
+    ranks = [stats.spearmanr(e, t).statistic for e, t in zip(estimates.T, truth.T, strict=True)]
+    return {
+        "rank_correlation": float(np.nanmean(ranks)),
+        f"regret@{k}": float(np.mean((best - chosen) / np.maximum(best - worst, 1e-12))),
+        "absolute_error": float(np.abs(estimates - truth).mean()),
+    }
+
+
+def evaluate_checkpoints(
+    agents: Sequence[Any], names: Sequence[str], config: OfflineConfig
+) -> dict[str, float]:
+    """Evaluate each agent, summarise all of them, and write tables and plots to `config.out`.
+
+    Returns:
+        Metrics of `summarise` over all; `return_mean/<name>` of each where there are several;
+        `fqe/…` and the diagnostics where they are asked for.
+    """
+    from agents.core import diagnose
+
+    device = agents[0].device
+    data = choose(load(config.dataset, config.tier), config.split).to(device)
+    outcomes = [play_tasks(agent, data, config) for agent in agents]
+    returns = torch.stack([outcome.returns for outcome in outcomes])
+    metrics = summarise(returns, data)
+    if len(agents) > 1:
+        means = returns.mean((1, 2)).tolist()
+        metrics |= {f"return_mean/{name}": v for name, v in zip(names, means, strict=True)}
+    out = Path(config.out) if config.out else None
+    if config.fqe:
+        pairs = zip(agents, outcomes, strict=True)
+        values = [diagnose.fitted_q(a, data, o.state, config.fqe, config.seed) for a, o in pairs]
+        estimates, truth = torch.stack(values).cpu().numpy(), returns.mean(2).cpu().numpy()
+        if len(agents) == 1:  # no policies to rank: rank the tasks
+            estimates, truth = estimates.T, truth.T
+        ranking = compare_rankings(estimates, truth)
+        metrics |= {f"fqe/{name}": value for name, value in ranking.items()}
+    if config.diagnostics:
+        metrics |= diagnose.measure(agents[0], data, config, out)
+    if out is not None:
+        write_table(out / "tasks.csv", data, returns, names)
+        diagnose.plot_scores(out / "tasks.png", data, returns, names)
+    return metrics
+
+
+def write_table(path: Path, data: TaskData, returns: Tensor, names: Sequence[str]) -> None:
+    """A row per checkpoint and task: parameters, mean and deviation of returns, score."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scores = torch.stack([data.normalise(each) for each in returns]).mean(2)
+    columns = ["checkpoint", "task_id", "parameters", "return", "return_std", "score"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for s, name in enumerate(names):
+            for k, task_id in enumerate(data.task_ids.tolist()):
+                parameters = " ".join(f"{v:.5g}" for v in data.tasks[k].tolist())
+                mean, std = returns[s, k].mean().item(), returns[s, k].std(correction=0).item()
+                numbers = (f"{v:.5g}" for v in (mean, std, scores[s, k].item()))
+                writer.writerow([name, task_id, parameters, *numbers])
