@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from envs.base import BatchedEnv
-from envs.units import Unit
+from envs.units import MAPS, RANDOM, SMAX_MAPS, Unit
 
 SCRIPTS = ("closest", "weakest", "attack-move", "heuristic")
 SUBSTEPS, DT = 8, 1 / 16
@@ -51,6 +51,8 @@ class Battle(NamedTuple):
     """Of healers."""
     quiet: Tensor
     """Until shields regenerate [s]."""
+    goal: Tensor
+    """Where a scripted unit goes as long as it has no target [2, V, N] [m]."""
     target: Tensor
     """Unit that is attacked, healed or followed, -1 is none; int64."""
     action: Tensor
@@ -70,7 +72,7 @@ class Record(NamedTuple):
 class Combat(BatchedEnv):
     """What both sets of rules share; see `make_combat` for the arguments.
 
-    An action that is not available becomes the first that is: a living unit stands still.
+    An action that is not available becomes `stop`, or nothing where the unit is dead.
 
     `info["battle_won"]` (bool [N]) says whether the step won the battle; `context()` has `state`,
     `avail_actions` and `alive`.
@@ -78,6 +80,8 @@ class Combat(BatchedEnv):
 
     units: ClassVar[dict[str, Unit]]
     """The unit data."""
+    stop: ClassVar[int]
+    """The action of standing still."""
     battle: Battle
 
     def __init__(
@@ -92,8 +96,6 @@ class Combat(BatchedEnv):
         opponent: str | Policy,
         compile: bool,
     ) -> None:
-        if isinstance(opponent, str):
-            one_of("opponent", opponent, SCRIPTS)
         self.teams, self.opponent = teams, opponent
         self.num_agents, self.num_enemies = len(teams[0]), len(teams[1])
         self.num_units = self.num_agents + self.num_enemies
@@ -146,23 +148,21 @@ class Combat(BatchedEnv):
 
     start_draws: int
     step_draws: int
+    random_teams: bool
+    """Whether types are drawn at the start of each episode."""
+    _kind: Tensor
+    """Types of fixed rosters, int64 [V, 1]."""
 
     # ---- see `BatchedEnv`
 
     def _blank(self) -> Battle:
         shape = (self.num_units, self.num_envs)
-        position = torch.zeros(2, *shape, device=self.device)
+        position, goal = torch.zeros(2, 2, *shape, device=self.device).unbind(0)
         real = [torch.zeros(shape, device=self.device) for _ in range(5)]
         whole = [torch.zeros(shape, dtype=torch.int64, device=self.device) for _ in range(3)]
-        if not self._random_teams:
+        if not self.random_teams:
             whole[2] = self._kind
-        return Battle(position, *real, *whole)
-
-    @property
-    def _random_teams(self) -> bool:
-        return False
-
-    _kind: Tensor
+        return Battle(position, *real, goal, *whole)
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
@@ -177,14 +177,19 @@ class Combat(BatchedEnv):
 
     @torch.no_grad()
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        allies = _available(action, self._peek("avail_actions"))
+        allies = self._permit(action, self._peek("avail_actions"))
         if isinstance(self.opponent, str):
             enemies = torch.zeros_like(self.battle.action[self.num_agents :])
             return self._play(torch.cat([allies, enemies]), (None, self.opponent))
         obs, context = self.observe(side=1)
         action = torch.as_tensor(self.opponent(obs, context), device=self.device)
-        enemies = _available(action, context["avail_actions"])
+        enemies = self._permit(action, context["avail_actions"])
         return self._play(torch.cat([allies, enemies]), (None, None))
+
+    def _permit(self, action: Tensor, available: Tensor) -> Tensor:
+        """Actions [units, N] of [N, units]; what is not available becomes `stop` or nothing."""
+        allowed = available.gather(2, action[..., None])[..., 0]
+        return torch.where(allowed, action, available[..., self.stop].long() * self.stop).t()
 
     def _play(
         self, action: Tensor, scripts: tuple[str | None, str | None]
@@ -222,7 +227,7 @@ class Combat(BatchedEnv):
 
     def _state(self) -> dict[str, Any]:
         state = self.battle._asdict()
-        if not self._random_teams:
+        if not self.random_teams:
             del state["kind"]
         return state
 
@@ -270,12 +275,6 @@ class Combat(BatchedEnv):
         return self.scripted(script, seed).won.mean().item()
 
 
-def _available(action: Tensor, available: Tensor) -> Tensor:
-    """Actions [units, N] of [N, units]; what is not available becomes the first that is."""
-    allowed = available.gather(2, action[..., None])[..., 0]
-    return torch.where(allowed, action, available.to(torch.uint8).argmax(2)).t()
-
-
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise ValueError unless `value` is among `choices`."""
     if value not in choices:
@@ -287,20 +286,47 @@ def norm(x: Tensor) -> Tensor:
     return (x[0] * x[0] + x[1] * x[1]).sqrt()
 
 
-def scattered_starts(noise: Tensor, draws: Tensor, agents: int, inside: bool) -> Tensor:
-    """SMACv2's starts [2, V, N] [m]: half of them mirrored, half of them surrounded.
-
-    Mirrored: allies anywhere on the left half, enemies at their mirror images (those who are more,
-    anywhere on the right half). Surrounded: one team within 2 m of the centre, each unit of the
-    other within 2 m of one of four points on the diagonals.
+def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
+    """Positions [2, V, N] after pushing apart, once and all at a time, living units that overlap.
 
     Args:
-        noise: uniform draws in [0, 1) [2, V, N].
-        draws: more of them [>= 2 V + 6 or 6, N]... see the code.
-        agents: A.
-        inside: whether the enemies may be the ones in the centre.
+        position: [2, V, N] [m].
+        alive: bool [V, N].
+        touching: distances of contact [V, V, 1 or N] [m], 0 for units that never touch.
     """
-    raise NotImplementedError
+    apart = position[:, :, None] - position[:, None]
+    overlap = (touching / (norm(apart) + 1e-6) - 1).clamp_min(0)  # a unit and itself: times 0
+    overlap = torch.where(alive[:, None] & alive, overlap, 0.0)
+    return position + (apart * overlap).sum(2) / 2
+
+
+def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool) -> Tensor:
+    """SMACv2's starts [2, V, N] [m]: half of the battles are mirrored, half surrounded.
+
+    Mirrored: allies anywhere on the left half, enemies at their mirror images (those who are more,
+    anywhere on the right half). Surrounded: the allies within 2 m of the centre, each enemy within
+    2 m of one of four points on the diagonals.
+
+    Args:
+        place: uniform draws in [0, 1), [2, V, N].
+        group: the same, [V, N].
+        rest: the same, [6, N].
+        agents: A.
+        swap: whether, half of the time, the enemies are surrounded instead (SMAX).
+    """
+    half, total = FIELD / 2, place.shape[1]
+    both = min(agents, total - agents)
+    left = torch.stack([place[0] * half, place[1] * FIELD])
+    mirrored = torch.stack([FIELD - left[0], left[1]])
+    mirrored = torch.cat([left[:, :agents], mirrored[:, :both], mirrored[:, agents + both :]], 1)
+    corner = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]], device=place.device)[..., None] * FIELD
+    points = corner + rest[:4] * (half - corner)  # [2, 4, N]
+    around = points.gather(1, (4 * group).long().expand(2, *group.shape))
+    inside = torch.arange(total, device=place.device)[:, None] < agents
+    if swap:
+        inside = inside ^ (rest[4] < 0.5)
+    surrounded = torch.where(inside, half, around) + 4 * place - 2
+    return torch.where(rest[5] < 0.5, surrounded, mirrored)
 
 
 def make_combat(
@@ -314,37 +340,53 @@ def make_combat(
     jitter: float = 0.0,
     compile: bool = False,
 ) -> Combat:
-    """Make a battle on one of SMAC's maps, `combat/<map>`.
+    """Make a battle on one of SMAC's maps, or between random teams as in SMACv2.
 
-    Scripts, of opponents and for `scripted_win_rate`:
+    Scripts, of opponents and for `scripted_win_rate`, by the rules of `sc2`:
 
-    - 'attack-move': the opponent of `sc2`. Goes to the other side's start; attacks who comes within
-      max(5, range + 0.5) m, the nearest, healers first; keeps a target that is in range or aims back;
-      strikes back at those who hit it from further away.
-    - 'closest': always the nearest.
+    - 'attack-move', the opponent unless another is named: goes to the other side's start; attacks
+      who comes within max(5, range + 0.5) m, the nearest, healers first; keeps a target that is in
+      range or aims back; strikes back at those who hit it from further away.
+    - 'closest': every step the nearest.
     - 'weakest': in range the one with the least health, else the nearest.
     - 'heuristic': the nearest, until it is dead.
 
-    Healers heal the one who has lost the largest share of its health, and else follow the nearest.
+    Healers heal who has lost the largest share of its health, and else follow the nearest. By the
+    rules of `smax`, where only what is in range can be attacked:
+
+    - 'heuristic', the opponent unless another is named, and 'closest', another name for it: SMAX's
+      own; the nearest, until it is dead or out of range; else goes towards a random enemy in sight,
+      else to the point opposite its start.
+    - 'attack-move': the same, but towards the nearest enemy in sight.
+    - 'weakest': in range the one with the least health; else goes towards the nearest, seen or not.
 
     Args:
-        map: see `envs.units.MAPS`.
+        map: see `envs.units.MAPS`, `RANDOM` and `SMAX_MAPS`.
         num_envs: N.
         device: where all tensors live.
         seed: of starts, teams and weapons.
         rules: 'sc2' or 'smax'.
         opponent: a script, or a policy (see `Combat.observe`); None takes the rules' own.
-        reward: 'shaped', or 'sparse': 1 for a victory and -1 for a defeat; `sc2` only.
-        jitter: half-width of the random part of each coordinate of the starts [m]; `sc2` only.
+        reward: 'shaped', or 'sparse': 1 for a victory and -1 for a defeat.
+        jitter: half-width of the random part of each coordinate of the starts [m]; for `sc2`.
         compile: fuse a step by `torch.compile` (needs a C++ compiler; a minute at the first step).
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or a map that the rules do not have.
     """
     from envs.combat_sc2 import SC2Combat
-    from envs.units import MAPS
+    from envs.combat_smax import SMAXCombat
 
     one_of("rules", rules, ("sc2", "smax"))
-    return SC2Combat(
-        num_envs, device, seed, MAPS[map], None, opponent or "attack-move", reward, jitter, compile
-    )
+    one_of("reward", reward, ("shaped", "sparse"))
+    if opponent is not None and not callable(opponent):
+        one_of("opponent", opponent, SCRIPTS)
+    if not jitter >= 0:
+        raise ValueError(f"jitter={jitter}: expected at least 0")
+    if rules == "sc2":
+        one_of("map", map, (*MAPS, *RANDOM))
+        return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
+    one_of("map", map, SMAX_MAPS)
+    if jitter:
+        raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
+    return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)

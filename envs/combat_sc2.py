@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from envs.combat import DT, FIELD, SUBSTEPS, Battle, Combat, Policy, norm, one_of, scattered_starts
-from envs.units import MAPS, PROTOSS, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
+from envs.combat import (
+    DT,
+    FIELD,
+    SUBSTEPS,
+    Battle,
+    Combat,
+    Policy,
+    norm,
+    scattered_starts,
+    separate,
+)
+from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
 
 SIGHT, SHOOT = 9.0, 6.0
 """SMAC: what agents see and may attack, for all types of unit, between centres [m]."""
@@ -73,24 +83,22 @@ class Pairs(NamedTuple):
 class SC2Combat(Combat):
     """See `envs.combat.make_combat`."""
 
-    units = SC2
+    units, stop = SC2, 1
 
     def __init__(
         self,
+        map: str,
         num_envs: int,
         device: torch.device | str,
         seed: int,
-        battlefield: Map,
-        race: str | None,
-        opponent: str | Policy,
-        reward: Literal["shaped", "sparse"],
+        opponent: str | Policy | None,
+        reward: str,
         jitter: float,
         compile: bool,
     ) -> None:
-        one_of("reward", reward, ("shaped", "sparse"))
-        if not jitter >= 0:
-            raise ValueError(f"jitter={jitter}: expected at least 0")
-        self.map, self.race, self.sparse, self.jitter = battlefield, race, reward == "sparse", jitter
+        self.sparse, self.jitter, self.random_teams = reward == "sparse", jitter, map in RANDOM
+        race, battlefield = RANDOM[map] if self.random_teams else ("", MAPS[map])
+        self.map, self.race = battlefield, race
         sides = battlefield.allies, battlefield.enemies
         teams = tuple([name for name, n in side.items() for _ in range(n)] for side in sides)
         self.types = [list(TEAMS[race]) if race else list(side) for side in sides]
@@ -102,20 +110,17 @@ class SC2Combat(Combat):
         sizes = self._features(0, counts), self._features(1, counts[::-1])
         actions = 6 + counts[1], 6 + counts[0]
         super().__init__(
-            num_envs, device, seed, teams, battlefield.limit, sizes, actions, opponent, compile
-        )
+            num_envs, device, seed, teams, battlefield.limit, sizes, actions,
+            opponent or "attack-move", compile,
+        )  # fmt: skip
 
     def _features(self, side: int, counts: tuple[int, int]) -> int:
         """D of an agent of `side`."""
         own = 1 + self._shields[side] + len(self._bits[side])
         foe = 1 + self._shields[1 - side] + len(self._bits[1 - side])
-        return 4 + counts[1] * (4 + foe) + (counts[0] - 1) * (4 + own) + own + 2 * self._random_teams
+        return 4 + counts[1] * (4 + foe) + (counts[0] - 1) * (4 + own) + own + 2 * self.random_teams
 
     # ---- constants
-
-    @property
-    def _random_teams(self) -> bool:
-        return self.race is not None
 
     def _constants(self) -> None:
         device, names = self.device, self.names
@@ -138,7 +143,7 @@ class SC2Combat(Combat):
             for n in (agents, enemies)
         ]
         self.step_draws = total
-        self.start_draws = 3 * total + 10 if self._random_teams else 2 * total
+        self.start_draws = 4 * total + 6 if self.random_teams else 2 * total
         grids = [
             _formation(team, start, sign)
             for team, start, sign in (
@@ -149,8 +154,8 @@ class SC2Combat(Combat):
         self._grid = torch.tensor(grids[0] + grids[1], device=device).t()[..., None]
         goals = [self.map.enemy_start[-1]] * agents + [self.map.enemy_goal] * enemies
         self._goal = torch.tensor(goals, dtype=torch.float32, device=device).t()[..., None]
-        if self._random_teams:
-            weights = torch.tensor(list(TEAMS[self.race or ""].values()), device=device)
+        if self.random_teams:
+            weights = torch.tensor(list(TEAMS[self.race].values()), device=device)
             self._cumulated = weights.cumsum(0)[:-1]
         self._ground(TERRAIN[self.map.terrain])
         stats = self._stats(self._kind)
@@ -181,13 +186,18 @@ class SC2Combat(Combat):
         total, fresh = self.num_units, self._blank()
         noise = draws[: 2 * total].view(2, total, -1)
         kind, position = self._kind, self._grid + self.jitter * (2 * noise - 1)
-        if self._random_teams:
+        goal = self._goal.expand_as(position)
+        if self.random_teams:
             kind = self._draw_teams(draws[2 * total : 3 * total])
-            position = scattered_starts(noise, draws[3 * total :], self.num_agents, inside=False)
+            group, rest = draws[3 * total :].split([total, 6])
+            position = scattered_starts(noise, group, rest, self.num_agents, swap=False)
+            position = position.clamp(1, FIELD - 1)
+            goal = FIELD - position  # opposite
         stats = self._stats(kind)
         shape = draws[:total]
         return fresh._replace(
-            position=position.clamp(0.1, FIELD - 0.1) if self._random_teams else position,
+            position=position,
+            goal=goal,
             health=stats.health.expand_as(shape),
             shield=stats.shield.expand_as(shape),
             energy=torch.where(stats.heals, ENERGY_START, 0.0).expand_as(shape),
@@ -201,7 +211,7 @@ class SC2Combat(Combat):
 
         A team of nothing but the last type would be no fight: its first unit becomes the first type.
         """
-        kind = torch.bucketize(draws, self._cumulated, right=True)
+        kind = (draws >= self._cumulated[:, None, None]).sum(0)
         agents, enemies = self.num_agents, self.num_enemies
         allies, last = kind[:agents], len(self.names) - 1
         hopeless = (allies == last).all(0)
@@ -213,7 +223,7 @@ class SC2Combat(Combat):
     def _step(
         self, battle: Battle, action: Tensor, draws: Tensor, scripts: tuple[str | None, str | None]
     ) -> tuple[Battle, Tensor, Tensor, Tensor]:
-        if self._random_teams:
+        if self.random_teams:
             stats = self._stats(battle.kind)
             pairs = self._pairs(stats)
         else:
@@ -269,7 +279,7 @@ class SC2Combat(Combat):
         room = norm(to_target) - s.radius - s.radius.expand_as(aim).gather(0, aim)
         close = has & (room <= s.range)
         scripted = self._by_side(*[torch.full_like(has, bool(script)) for script in scripts])
-        way = torch.where(scripted, self._goal - position, STRIDE * heading)
+        way = torch.where(scripted, battle.goal - position, STRIDE * heading)
         way = torch.where(has, to_target, way)
         moved = self._move(position, way, (alive & ~close) * s.speed * DT, s)
 
@@ -340,7 +350,7 @@ class SC2Combat(Combat):
             back = (aimed.transpose(0, 1)) & can
             keep = (aimed & (reach | back)).any(1)
             struck = back & reach.transpose(0, 1)
-            scan = FAR if self._random_teams else (s.range + 0.5).clamp_min(SCAN)[:, None]
+            scan = (s.range + 0.5).clamp_min(SCAN)[:, None]
             can = can & ((edge <= scan) | struck)
             score = distance - 1e3 * s.heals
         if self._any.heals:  # who has lost the largest share, else somebody to follow
@@ -401,10 +411,7 @@ class SC2Combat(Combat):
         self, moved: Tensor, before: Tensor, alive: Tensor, pairs: Pairs, s: Stats
     ) -> Tensor:
         """Positions without overlap, as far as one push gives it, and on the ground."""
-        apart = moved[:, :, None] - moved[:, None]
-        overlap = (pairs.touching / (norm(apart) + 1e-6) - 1).clamp_min(0)
-        overlap = torch.where(alive[:, None] & alive, overlap, 0.0)
-        pushed = moved + (apart * overlap).sum(2) / 2
+        pushed = separate(moved, alive, pairs.touching)
         if self._rooted:
             pushed = torch.where(s.speed > 0, pushed, before)
         return self._keep_on_ground(pushed, before, s)
@@ -443,11 +450,11 @@ class SC2Combat(Combat):
         return 20 * (damage.clamp_min(0) + 10 * deaths + 200 * won) / most
 
     def _see(self, battle: Battle, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        s = self._stats(battle.kind) if self._random_teams else self._fixed[1]
+        s = self._stats(battle.kind) if self.random_teams else self._fixed[1]
         own, foe = self._sides[side], self._sides[1 - side]
         alive, position = battle.health > 0, battle.position
         available = self._available(battle, s, side)
-        sight = s.sight[own, None] if self._random_teams else SIGHT
+        sight = s.sight[own, None] if self.random_teams else SIGHT
         apart = position[:, None, :] - position[:, own, None]  # [2, own, V, N]
         distance = norm(apart)
         seen = alive[own, None] & alive & (distance < sight)
@@ -466,7 +473,7 @@ class SC2Combat(Combat):
         friends = friends.flatten(1, 2)[:, self._rest[side]]
         count = position[:, own].shape[1]
         mine = [looks[side]]
-        if self._random_teams:
+        if self.random_teams:
             mine.append((position[:, own] - FIELD / 2) / FIELD)
         parts = [
             available[:, :, 2:6].float(),
@@ -500,7 +507,7 @@ class SC2Combat(Combat):
         here = alive[own]
         ahead = position[:, own, None] + STRIDE / 2 * self._moves[:, None, 2:, None]
         moves = self._open(ahead) & here[:, None]  # [own, 4, N]
-        reach = s.range.clamp_min(2)[own, None] if self._random_teams else SHOOT
+        reach = s.range.clamp_min(2)[own, None] if self.random_teams else SHOOT
         near = norm(position[:, own, None] - position[:, None]) <= reach  # [own, V, N]
         near = near & here[:, None] & alive
         attack = near[:, foe]

@@ -199,5 +199,32 @@ TEAMS: dict[str, dict[str, float]] = {
 }
 """Weights of unit types in SMACv2's random teams; the last type never makes up a whole team."""
 
-SMAX_TEAMS = (5, 10, 20)
-"""Sizes of SMAX's random teams, which are uniform over its six types."""
+
+def _random(race: str, allies: int, enemies: int) -> tuple[str, Map]:
+    first = next(iter(TEAMS[race]))
+    return race, Map({first: allies}, {first: enemies}, 200, terrain="open")
+
+
+RANDOM: dict[str, tuple[str, Map]] = {
+    f"{race}_{allies}_vs_{enemies}": _random(race, allies, enemies)
+    for race in TEAMS
+    for allies, enemies in ((5, 5), (10, 10), (10, 11), (20, 20), (20, 23))
+}
+"""SMACv2's battles between random teams: what they are drawn from, and how many units there are."""
+
+SMAX_MAPS: dict[str, tuple[list[str], list[str]] | int] = {
+    **{
+        name: (
+            [unit for unit, count in MAPS[name].allies.items() for _ in range(count)],
+            [unit for unit, count in MAPS[name].enemies.items() for _ in range(count)],
+        )
+        for name in (
+            "3m", "8m", "25m", "5m_vs_6m", "10m_vs_11m", "27m_vs_30m", "2s3z", "3s5z",
+            "3s5z_vs_3s6z", "3s_vs_5z", "6h_vs_8z",
+        )
+    },
+    "smacv2_5_units": 5,
+    "smacv2_10_units": 10,
+    "smacv2_20_units": 20,
+}  # fmt: skip
+"""Maps of SMAX: rosters, or the number of units of each side, drawn uniformly from all types."""
