@@ -292,7 +292,8 @@ class SC2Combat(Combat):
         if self._any.bursts:
             health = torch.where(fires & s.bursts, 0.0, health)
         alive = health > 0
-        cooldown = torch.where(fires, s.cooldown + noise, (battle.cooldown - DT).clamp_min(0))
+        cooldown = torch.where(fires, s.cooldown + noise, battle.cooldown)
+        cooldown = (cooldown - DT).clamp_min(0)  # next tick is one tick later
         energy = battle.energy
         if self._any.heals:
             health, energy, heals = self._heal(battle, health, aim, close, s)
