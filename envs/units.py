@@ -153,7 +153,12 @@ MAPS: dict[str, Map] = {
     "3s_vs_5z": Map({"stalker": 3}, {"zealot": 5}, 250, terrain="open"),
     "6h_vs_8z": Map({"hydralisk": 6}, {"zealot": 8}, 150),
     "corridor": Map(
-        {"zealot": 6}, {"zergling": 24}, 400, ((19.04, 19.12),), ((27.91, 28.24),), (4.47, 4.33),
+        {"zealot": 6},
+        {"zergling": 24},
+        400,
+        ((19.04, 19.12),),
+        ((27.91, 28.24),),
+        (4.47, 4.33),
         "corridor",
     ),
     "bane_vs_bane": Map(
@@ -166,10 +171,22 @@ MAPS: dict[str, Map] = {
         "octagon",
     ),
     "2c_vs_64zg": Map(
-        {"colossus": 2}, {"zergling": 64}, 400, ((16.0, 16.0),), ((16.0, 9.0),), (16.0, 16.0), "ravine"
+        {"colossus": 2},
+        {"zergling": 64},
+        400,
+        ((16.0, 16.0),),
+        ((16.0, 9.0),),
+        (16.0, 16.0),
+        "ravine",
     ),
     "2s_vs_1sc": Map(
-        {"stalker": 2}, {"spine_crawler": 1}, 300, ((14.0, 10.35),), ((13.92, 20.04),), (14.0, 10.35), "open"
+        {"stalker": 2},
+        {"spine_crawler": 1},
+        300,
+        ((14.0, 10.35),),
+        ((13.92, 20.04),),
+        (14.0, 10.35),
+        "open",
     ),
     "so_many_baneling": Map({"zealot": 7}, {"baneling": 32}, 100),
 }

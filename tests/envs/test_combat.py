@@ -49,9 +49,7 @@ def tick(env: SC2Combat, count: int, scripts: tuple[str | None, str | None]) -> 
     still = torch.zeros(2, env.num_units, env.num_envs)
     history = []
     for i in range(count):
-        env.battle = env._tick(
-            env.battle, stats, pairs, still, still[0], scripts, first=i % 8 == 0
-        )
+        env.battle = env._tick(env.battle, stats, pairs, still, still[0], scripts, first=i % 8 == 0)
         history.append(env.battle)
     return history
 
@@ -232,7 +230,16 @@ def test_masks_observations_and_state_by_hand() -> None:
     assert mask[0, 6:].tolist() == [True, False, False, False, False]  # within 6 m, alive
     assert mask[4, 6:].tolist() == [True, False, True, True, True]
     enemy = obs[0, 4, 4:12]  # of the last zealot: the first enemy, 1 m to the east
-    expected = [1, 1 / 9, 1 / 9, 0, 1, 1, 1, 0]  # attackable, distance, x, y, health, shield, stalker
+    expected = [
+        1,
+        1 / 9,
+        1 / 9,
+        0,
+        1,
+        1,
+        1,
+        0,
+    ]  # attackable, distance, x, y, health, shield, stalker
     assert torch.allclose(enemy, torch.tensor(expected))
     assert not obs[0, 4, 12:20].any()  # dead
     friend = obs[0, 4, 4 + 40 :][:8]
@@ -557,7 +564,14 @@ def test_rendering_shows_units_where_they_are() -> None:
     env = make("3m", 2)
     env.reset(seed=0)
     env.battle.position[:, :, 0] = torch.tensor(
-        [[4.25, 16.25], [8.25, 16.25], [12.25, 16.25], [20.25, 16.25], [24.25, 16.25], [28.25, 16.25]]
+        [
+            [4.25, 16.25],
+            [8.25, 16.25],
+            [12.25, 16.25],
+            [20.25, 16.25],
+            [24.25, 16.25],
+            [28.25, 16.25],
+        ]
     ).t()
     env.battle.health[5] = 0
     env.battle.health[4] = 22.5
