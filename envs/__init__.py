@@ -16,13 +16,16 @@ from gymnasium.vector import AutoresetMode
 
 from envs import particles, suite
 from envs.base import BatchedEnv, CounterRNG
+from envs.combat import make_combat
 from envs.contract import ContractError, check
 from envs.families import AntDir, HalfCheetahDir, HalfCheetahVel, HopperParam, WalkerParam, family
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
 from envs.point import PointRobot
+from envs.smac import from_smac
 from envs.tabletop import make_tabletop
+from envs.units import MAPS, RANDOM, SMAX_MAPS
 
 __all__ = [
     "ENVS",
@@ -75,6 +78,12 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "ant-dir": family(AntDir),
     "hopper-param": family(HopperParam),
     "walker-param": family(WalkerParam),
+    **{f"combat/{name}": partial(make_combat, name) for name in (*MAPS, *RANDOM)},
+    **{
+        f"combat/{name}": partial(make_combat, name, rules="smax")
+        for name in SMAX_MAPS
+        if name not in MAPS
+    },
 }
 
 
@@ -82,6 +91,8 @@ FOREIGN: dict[str, Callable[..., BatchedEnv]] = {
     "gym": from_gymnasium,
     "pettingzoo": from_pettingzoo,
     "envpool": from_envpool,
+    "smac": from_smac,
+    "smacv2": partial(from_smac, package="smacv2"),
 }
 """By prefix, what makes the environments of other libraries: `gym/CartPole-v1`."""
 
@@ -120,7 +131,7 @@ def make(
 
     Args:
         id: a key of `ENVS`, or of another library: `gym/<id>`, `pettingzoo/<id>` such as
-            `pettingzoo/mpe/simple_spread_v3`, or `envpool/<id>`.
+            `pettingzoo/mpe/simple_spread_v3`, `envpool/<id>`, `smac/<map>` or `smacv2/<teams>`.
         num_envs: N.
         device: where its tensors live.
         seed: of everything random in it.
