@@ -1,0 +1,143 @@
+"""Value decomposition for teams: recurrent utilities, mixers, targets.
+
+Shape letters: B episodes, T time, A agents, H width, S state features, C condition features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Recurrent(nn.Module):
+    """Linear, ReLU, GRU over time; every agent on its own, with shared weights.
+
+    Args:
+        inputs: features that go in.
+        width: H.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """What is remembered after every step, [B, T, A, H].
+
+        Args:
+            x: [B, T, A, D].
+            hidden: what was remembered before the first, [B, A, H]; nothing if None.
+        """
+        batch, time, agents, _ = x.shape
+        rows = functional.relu(self.input(x)).transpose(1, 2).flatten(0, 1)
+        before = None if hidden is None else hidden.flatten(0, 1)[None].contiguous()
+        return self.gru(rows, before)[0].view(batch, agents, time, -1).transpose(1, 2)
+
+
+class Utility(nn.Module):
+    """Q_i of every action, from what agent i has seen (Hausknecht & Stone 2015).
+
+    Args:
+        inputs: features that an agent sees.
+        width: H.
+        actions: U.
+    """
+
+    def __init__(self, inputs: int, width: int, actions: int) -> None:
+        super().__init__()
+        self.body, self.head = Recurrent(inputs, width), nn.Linear(width, actions)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Q [B, T, A, U] and what is remembered after the last step [B, A, H]."""
+        memory = self.body(x, hidden)
+        return self.head(memory), memory[:, -1]
+
+
+class Independent(nn.Module):
+    """IQL (Tan 1993): no mixing, every agent has a target of its own."""
+
+    def forward(self, q: Tensor, condition: Tensor) -> Tensor:
+        """`q` itself, [B, T, A]."""
+        return q
+
+
+class Sum(nn.Module):
+    """VDN (Sunehag et al. 2018): Q_tot = Σ Q_i."""
+
+    def forward(self, q: Tensor, condition: Tensor) -> Tensor:
+        """Q_tot [B, T, 1] of Q_i [B, T, A]."""
+        return q.sum(-1, keepdim=True)
+
+
+class QMix(nn.Module):
+    """QMIX (Rashid et al. 2018): Q_tot rises with every Q_i, by weights that a condition sets.
+
+    Args:
+        agents: A.
+        condition: C.
+        embedding: width of the mixing network.
+        hidden: width of the networks that set its weights.
+    """
+
+    def __init__(self, agents: int, condition: int, embedding: int = 32, hidden: int = 64) -> None:
+        super().__init__()
+        self.agents = agents
+
+        def hyper(outputs: int, width: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Linear(condition, width), nn.ReLU(), nn.Linear(width, outputs)
+            )  # fmt: skip
+
+        self.weight_1, self.weight_2 = hyper(agents * embedding, hidden), hyper(embedding, hidden)
+        self.bias_1, self.bias_2 = nn.Linear(condition, embedding), hyper(1, embedding)
+
+    def forward(self, q: Tensor, condition: Tensor) -> Tensor:
+        """Q_tot [B, T, 1] of Q_i [B, T, A], given the condition [B, T, C]."""
+        weight = self.weight_1(condition).abs().unflatten(-1, (self.agents, -1))
+        hidden = functional.elu((q[..., None, :] @ weight)[..., 0, :] + self.bias_1(condition))
+        mixed = (hidden * self.weight_2(condition).abs()).sum(-1, keepdim=True)
+        return mixed + self.bias_2(condition)
+
+
+def greedy(q: Tensor, available: Tensor) -> Tensor:
+    """The best available action, int64 [...], of Q [..., U]."""
+    return q.masked_fill(~available, torch.finfo(q.dtype).min).argmax(-1)
+
+
+def previous_actions(action: Tensor, actions: int, lag: int = 1) -> Tensor:
+    """One-hot actions of `lag` steps ago [B, T, A, U], zero where there were none yet.
+
+    Args:
+        action: int64 [B, T, A].
+        actions: U.
+        lag: 1; 2 is what the published code of ACORM learns with.
+    """
+    encoded = functional.one_hot(action, actions).float()
+    return functional.pad(encoded, (0, 0, 0, 0, lag, 0))[:, : action.shape[1]]
+
+
+def lambda_returns(
+    reward: Tensor, next_value: Tensor, going: Tensor, cut: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """TD(λ) targets [B, T, R]: G_t = r_t + γ [(1 - λ) V(s_{t+1}) + λ G_{t+1}].
+
+    Args:
+        reward: [B, T, 1].
+        next_value: V(s_{t+1}), [B, T, R].
+        going: float [B, T], 0 where the episode terminates and nothing follows.
+        cut: bool [B, T], steps whose successor was not kept: nothing is known beyond, so the step
+            before takes V alone.
+        gamma: γ.
+        lam: λ; 0 is the one-step target.
+    """
+    assert reward.shape[:2] == next_value.shape[:2] == going.shape == cut.shape
+    target = reward + gamma * going[..., None] * next_value
+    if lam == 0:
+        return target
+    steps = list(target.unbind(1))
+    for t in reversed(range(len(steps) - 1)):
+        more = lam * gamma * going[:, t] * (~cut[:, t + 1]).float()
+        steps[t] = steps[t] + more[:, None] * (steps[t + 1] - next_value[:, t])
+    return torch.stack(steps, 1)
