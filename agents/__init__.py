@@ -31,6 +31,7 @@ def _guard() -> None:
 
 _guard()
 
+from agents.acorm import ACORM  # noqa: E402
 from agents.base import Agent, AgentConfig  # noqa: E402
 from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E402
 from agents.core.config import ConfigError  # noqa: E402
@@ -40,6 +41,7 @@ from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
 __all__ = [
+    "ACORM",
     "AGENTS",
     "MASD",
     "SLIM",
@@ -53,7 +55,11 @@ __all__ = [
     "load",
 ]
 
-AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD}
+AGENTS: dict[str, type[Agent]] = {
+    "slim": SLIM,
+    "masd": MASD,
+    "acorm": ACORM,
+}
 
 
 def load(path: str | Path, **kwargs: Any) -> Agent:

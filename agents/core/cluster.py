@@ -44,7 +44,7 @@ def kmeans(
     nearest, seeds = counts, []  # the first centre: any point that counts
     for k in range(clusters):
         # The largest of weight / exponential is drawn in proportion to the weights.
-        noise = torch.empty_like(nearest).exponential_(generator=generator)
+        noise = torch.empty_like(nearest).exponential_(generator=generator).clamp_min(1e-30)
         seed = (nearest / noise).argmax(-1)
         seeds.append(seed)
         reach = distance.gather(1, seed[:, None, None].expand(-1, 1, points))[:, 0] * counts
