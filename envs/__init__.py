@@ -16,11 +16,13 @@ from gymnasium.vector import AutoresetMode
 
 from envs import particles, suite
 from envs.base import BatchedEnv, CounterRNG
+from envs.combat import make_combat
 from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
 from envs.tabletop import make_tabletop
+from envs.units import MAPS, RANDOM, SMAX_MAPS
 
 __all__ = [
     "ENVS",
@@ -66,6 +68,12 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "particles/rendezvous": particles.Rendezvous,
     "particles/assigned": particles.Assigned,
     "particles/push-ball": particles.PushBall,
+    **{f"combat/{name}": partial(make_combat, name) for name in (*MAPS, *RANDOM)},
+    **{
+        f"combat/{name}": partial(make_combat, name, rules="smax")
+        for name in SMAX_MAPS
+        if name not in MAPS
+    },
 }
 
 

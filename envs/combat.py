@@ -1,0 +1,392 @@
+"""Combat: small battles with the rosters of SMAC, all environments in one tensor.
+
+Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data with
+SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of JaxMARL's
+SMAX, step for step. Results on `combat` are not SMAC results.
+
+Shape letters: N environments, A agents (the allies), E enemies, V = A + E units (allies first),
+D observation features, U actions, S state features.
+
+Inside, the environments are the last axis of every tensor, and what units do to each other is a
+[V, V, N] table that is reduced over the units: contiguous memory, no scatter, and the number of
+operations depends on neither N nor V.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.base import BatchedEnv
+from envs.units import MAPS, RANDOM, SMAX_MAPS, Unit
+
+SCRIPTS = ("closest", "weakest", "attack-move", "heuristic")
+SUBSTEPS, DT = 8, 1 / 16
+"""A step is eight ticks of 1/16 s."""
+FIELD = 32.0
+"""Width and height of the field [m]."""
+
+Policy = Callable[[Tensor, dict[str, Tensor]], Tensor]
+"""From observations [N, E, D] and `context` of the enemies to their actions int64 [N, E]."""
+
+
+class Battle(NamedTuple):
+    """The state of all battles; [V, N] unless said otherwise."""
+
+    position: Tensor
+    """[2, V, N] [m]"""
+    health: Tensor
+    """[hit points]; 0 is dead."""
+    shield: Tensor
+    """[hit points]"""
+    cooldown: Tensor
+    """Until a unit may attack again, negative if it may [s]."""
+    energy: Tensor
+    """Of healers."""
+    quiet: Tensor
+    """Until shields regenerate [s]."""
+    goal: Tensor
+    """Where a scripted unit goes as long as it has no target [2, V, N] [m]."""
+    target: Tensor
+    """Unit that is attacked, healed or followed, -1 is none; int64."""
+    action: Tensor
+    """Last actions, int64."""
+    kind: Tensor
+    """Row of the unit data, int64 [V, N], or [V, 1] where rosters are fixed."""
+
+
+class Record(NamedTuple):
+    """One scripted episode per environment, float32 [N] each."""
+
+    won: Tensor
+    length: Tensor
+    returned: Tensor
+
+
+class Combat(BatchedEnv):
+    """What both sets of rules share; see `make_combat` for the arguments.
+
+    An action that is not available becomes `stop`, or nothing where the unit is dead.
+
+    `info["battle_won"]` (bool [N]) says whether the step won the battle; `context()` has `state`,
+    `avail_actions` and `alive`.
+    """
+
+    units: ClassVar[dict[str, Unit]]
+    """The unit data."""
+    stop: ClassVar[int]
+    """The action of standing still."""
+    battle: Battle
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: torch.device | str,
+        seed: int,
+        teams: tuple[list[str], list[str]],
+        limit: int,
+        features: tuple[int, int],
+        actions: tuple[int, int],
+        opponent: str | Policy,
+        compile: bool,
+    ) -> None:
+        self.teams, self.opponent = teams, opponent
+        self.num_agents, self.num_enemies = len(teams[0]), len(teams[1])
+        self.num_units = self.num_agents + self.num_enemies
+        self.max_episode_steps, self.dt = limit, SUBSTEPS * DT
+        agents = self.num_agents
+        space = gym.spaces.Box(-np.inf, np.inf, (agents, features[0]), np.float32)
+        action_space = gym.spaces.MultiDiscrete([actions[0]] * agents)
+        super().__init__(num_envs, space, action_space, device, seed)
+        self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
+        self.num_actions = actions
+        self._index = torch.arange(self.num_units, device=self.device)[:, None]
+        self._ally = self._index < agents
+        self._foe = self._ally[:, None] != self._ally  # [V, V, 1]
+        self._other = (self._index[:, None] != self._index).float()
+        self._constants()
+        self.battle = self._blank()
+        self._transition, self._look_at = self._step, self._see
+        if compile:
+            self._transition = torch.compile(self._step, fullgraph=True, dynamic=False)
+            self._look_at = torch.compile(self._see, fullgraph=True, dynamic=False)
+        # What the last step has seen, each part handed out once: a receiver may write to it.
+        self._seen: dict[str, Tensor] = {}
+
+    # ---- what a set of rules writes
+
+    def _constants(self) -> None:
+        """Tensors that never change."""
+        raise NotImplementedError
+
+    def _start(self, draws: Tensor) -> Battle:
+        """Battles at the start of an episode, from uniform draws in [0, 1) [`start_draws`, N]."""
+        raise NotImplementedError
+
+    def _step(
+        self, battle: Battle, action: Tensor, draws: Tensor, scripts: tuple[str | None, str | None]
+    ) -> tuple[Battle, Tensor, Tensor, Tensor]:
+        """The next battles, reward, terminated and won [N]; a pure function.
+
+        Args:
+            battle: the state.
+            action: int64 [V, N], what units without a script do.
+            draws: uniform draws in [0, 1) [`step_draws`, N].
+            scripts: of allies and of enemies, None where `action` counts.
+        """
+        raise NotImplementedError
+
+    def _see(self, battle: Battle, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Observations [N, A, D], state [N, S], available actions, alive, of a side's agents."""
+        raise NotImplementedError
+
+    start_draws: int
+    step_draws: int
+    random_teams: bool
+    """Whether types are drawn at the start of each episode."""
+    _kind: Tensor
+    """Types of fixed rosters, int64 [V, 1]."""
+
+    # ---- see `BatchedEnv`
+
+    def _blank(self) -> Battle:
+        shape = (self.num_units, self.num_envs)
+        position, goal = torch.zeros(2, 2, *shape, device=self.device).unbind(0)
+        real = [torch.zeros(shape, device=self.device) for _ in range(5)]
+        whole = [torch.zeros(shape, dtype=torch.int64, device=self.device) for _ in range(3)]
+        if not self.random_teams:
+            whole[2] = self._kind
+        return Battle(position, *real, goal, *whole)
+
+    @torch.no_grad()
+    def _begin(self, mask: Tensor) -> None:
+        draws = self.rng.uniform(self.start_draws).t()
+        fresh = self._start(draws)
+        merged = [
+            new if old is self._kind else torch.where(mask, new, old)
+            for new, old in zip(fresh, self.battle, strict=True)
+        ]
+        self.battle = Battle(*merged)
+        self._seen = {}
+
+    @torch.no_grad()
+    def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        allies = self._permit(action, self._peek("avail_actions"))
+        if isinstance(self.opponent, str):
+            enemies = torch.zeros_like(self.battle.action[self.num_agents :])
+            return self._play(torch.cat([allies, enemies]), (None, self.opponent))
+        obs, context = self.observe(side=1)
+        action = torch.as_tensor(self.opponent(obs, context), device=self.device)
+        enemies = self._permit(action, context["avail_actions"])
+        return self._play(torch.cat([allies, enemies]), (None, None))
+
+    def _permit(self, action: Tensor, available: Tensor) -> Tensor:
+        """Actions [units, N] of [N, units]; what is not available becomes `stop` or nothing."""
+        allowed = available.gather(2, action[..., None])[..., 0]
+        return torch.where(allowed, action, available[..., self.stop].long() * self.stop).t()
+
+    def _play(
+        self, action: Tensor, scripts: tuple[str | None, str | None]
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        draws = self.rng.uniform(self.step_draws).t()
+        self.battle, reward, terminated, won = self._transition(
+            self.battle, action, draws, scripts
+        )
+        self._seen = {}
+        return reward, terminated, {"battle_won": won}
+
+    def _peek(self, name: str) -> Tensor:
+        """A part of what agents see now, not to be written to."""
+        if name not in self._seen:
+            names = ("obs", "state", "avail_actions", "alive")
+            self._seen = dict(zip(names, self._look_at(self.battle, 0), strict=True))
+        return self._seen[name]
+
+    def _observe(self) -> Tensor:
+        return self._peek("obs").clone()
+
+    def context(self) -> dict[str, Tensor]:
+        """`state` [N, S], `avail_actions` bool [N, A, U] and `alive` bool [N, A]."""
+        return {name: self._peek(name).clone() for name in ("state", "avail_actions", "alive")}
+
+    def observe(self, side: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Observations and context of the allies (0) or, as if they were agents, the enemies (1).
+
+        A policy for the enemies, i.e. self-play, is `env.opponent = policy`, which is called with
+        these at every step and returns their actions int64 [N, E]; enemies have as many actions as
+        their side's `avail_actions` says.
+        """
+        obs, state, available, alive = self._look_at(self.battle, side)
+        return obs, {"state": state, "avail_actions": available, "alive": alive}
+
+    def _state(self) -> dict[str, Any]:
+        state = self.battle._asdict()
+        if not self.random_teams:
+            del state["kind"]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `BatchedEnv`."""
+        super().load_state_dict(state)
+        self._seen = {}
+
+    # ---- scripts
+
+    @torch.no_grad()
+    def scripted(self, script: str, seed: int | None = None) -> Record:
+        """Let scripted allies play one episode in every environment; the environment stays as is.
+
+        Args:
+            script: of the allies, one of `SCRIPTS`.
+            seed: of the episodes; None takes every row's next.
+
+        Raises:
+            ValueError: unknown script, or an opponent that is not scripted.
+        """
+        one_of("script", script, SCRIPTS)
+        if not isinstance(self.opponent, str):
+            raise ValueError("scripted: expected a scripted opponent, got a policy")
+        saved = self.state_dict()
+        self.reset(seed=seed)
+        record = Record(*torch.zeros(3, self.num_envs, device=self.device))
+        idle = torch.zeros_like(self.battle.action)
+        running = torch.ones_like(self._everyone)
+        while bool(running.any()):
+            self.rng.advance()
+            reward, over, info = self._play(idle, (script, self.opponent))
+            self.elapsed += 1
+            record = Record(
+                record.won + (info["battle_won"] & running),
+                record.length + running,
+                record.returned + reward * running,
+            )
+            running &= ~over & (self.elapsed < self.max_episode_steps)
+        self.load_state_dict(saved)
+        return record
+
+    def scripted_win_rate(self, script: str, seed: int | None = None) -> float:
+        """Share of environments whose battle scripted allies win; see `scripted`."""
+        return self.scripted(script, seed).won.mean().item()
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ValueError unless `value` is among `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(str, choices))}")
+
+
+def norm(x: Tensor) -> Tensor:
+    """Lengths of vectors [2, ...]; not `hypot`, which does not vectorise."""
+    return (x[0] * x[0] + x[1] * x[1]).sqrt()
+
+
+def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
+    """Positions [2, V, N] after pushing apart, once and all at a time, living units that overlap.
+
+    Args:
+        position: [2, V, N] [m].
+        alive: bool [V, N].
+        touching: distances of contact [V, V, 1 or N] [m], 0 for units that never touch.
+    """
+    apart = position[:, :, None] - position[:, None]
+    overlap = (touching / (norm(apart) + 1e-6) - 1).clamp_min(0)  # a unit and itself: times 0
+    overlap = torch.where(alive[:, None] & alive, overlap, 0.0)
+    return position + (apart * overlap).sum(2) / 2
+
+
+def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool) -> Tensor:
+    """SMACv2's starts [2, V, N] [m]: half of the battles are mirrored, half surrounded.
+
+    Mirrored: allies anywhere on the left half, enemies at their mirror images (those who are more,
+    anywhere on the right half). Surrounded: the allies within 2 m of the centre, each enemy within
+    2 m of one of four points on the diagonals.
+
+    Args:
+        place: uniform draws in [0, 1), [2, V, N].
+        group: the same, [V, N].
+        rest: the same, [6, N].
+        agents: A.
+        swap: whether, half of the time, the enemies are surrounded instead (SMAX).
+    """
+    half, total = FIELD / 2, place.shape[1]
+    both = min(agents, total - agents)
+    left = torch.stack([place[0] * half, place[1] * FIELD])
+    mirrored = torch.stack([FIELD - left[0], left[1]])
+    mirrored = torch.cat([left[:, :agents], mirrored[:, :both], mirrored[:, agents + both :]], 1)
+    corner = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]], device=place.device)[..., None] * FIELD
+    points = corner + rest[:4] * (half - corner)  # [2, 4, N]
+    around = points.gather(1, (4 * group).long().expand(2, *group.shape))
+    inside = torch.arange(total, device=place.device)[:, None] < agents
+    if swap:
+        inside = inside ^ (rest[4] < 0.5)
+    surrounded = torch.where(inside, half, around) + 4 * place - 2
+    return torch.where(rest[5] < 0.5, surrounded, mirrored)
+
+
+def make_combat(
+    map: str,
+    num_envs: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    rules: Literal["sc2", "smax"] = "sc2",
+    opponent: str | Policy | None = None,
+    reward: Literal["shaped", "sparse"] = "shaped",
+    jitter: float = 0.0,
+    compile: bool = False,
+) -> Combat:
+    """Make a battle on one of SMAC's maps, or between random teams as in SMACv2.
+
+    Scripts, of opponents and for `scripted_win_rate`, by the rules of `sc2`:
+
+    - 'attack-move', the opponent unless another is named: goes to the other side's start; attacks
+      who comes within max(5, range + 0.5) m, the nearest, healers first; keeps a target that is in
+      range or aims back; strikes back at those who hit it from further away.
+    - 'closest': every step the nearest.
+    - 'weakest': in range the one with the least health, else the nearest.
+    - 'heuristic': the nearest, until it is dead.
+
+    Healers heal who has lost the largest share of its health, and else follow the nearest. By the
+    rules of `smax`, where only what is in range can be attacked:
+
+    - 'heuristic', the opponent unless another is named, and 'closest', another name for it: SMAX's
+      own; the nearest, until it is dead or out of range; else goes towards a random enemy in sight,
+      else to the point opposite its start.
+    - 'attack-move': the same, but towards the nearest enemy in sight.
+    - 'weakest': in range the one with the least health; else goes towards the nearest, seen or not.
+
+    Args:
+        map: see `envs.units.MAPS`, `RANDOM` and `SMAX_MAPS`.
+        num_envs: N.
+        device: where all tensors live.
+        seed: of starts, teams and weapons.
+        rules: 'sc2' or 'smax'.
+        opponent: a script, or a policy (see `Combat.observe`); None takes the rules' own.
+        reward: 'shaped', or 'sparse': 1 for a victory and -1 for a defeat.
+        jitter: half-width of the random part of each coordinate of the starts [m]; for `sc2`.
+        compile: fuse a step by `torch.compile` (needs a C++ compiler; a minute at the first step).
+
+    Raises:
+        ValueError: an argument out of range, or a map that the rules do not have.
+    """
+    from envs.combat_sc2 import SC2Combat
+    from envs.combat_smax import SMAXCombat
+
+    one_of("rules", rules, ("sc2", "smax"))
+    one_of("reward", reward, ("shaped", "sparse"))
+    if opponent is not None and not callable(opponent):
+        one_of("opponent", opponent, SCRIPTS)
+    if not jitter >= 0:
+        raise ValueError(f"jitter={jitter}: expected at least 0")
+    if rules == "sc2":
+        one_of("map", map, (*MAPS, *RANDOM))
+        return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
+    one_of("map", map, SMAX_MAPS)
+    if jitter:
+        raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
+    return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)
