@@ -15,7 +15,6 @@ learnt), the start of W, and the switches `td_lambda`, `per_agent_epsilon`, `clu
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -438,9 +437,7 @@ class ACORM(Agent):
 
     @torch.no_grad()
     def _move_targets(self) -> None:
-        pairs = itertools.chain(
-            zip(self.targets.parameters(), self.networks.parameters(), strict=True)
-        )
+        pairs = zip(self.targets.parameters(), self.networks.parameters(), strict=True)
         for target, value in pairs:
             target.lerp_(value, self.config.target_rate)
         if "shared-target" in self.config.defects and "attention" in self.networks:
@@ -468,8 +465,10 @@ class ACORM(Agent):
 
     def _pretrain(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the embedding towards predicting the next observation, and who it is."""
-        embedding, _ = self.roles.embed(batch["seen"][:, :-1])
-        loss = self.roles.decoding_loss(embedding, batch["obs"][:, 1:], batch["mask"][:, 1:])
+        embedding, _ = self.roles.embed(batch["seen"])
+        following = batch["obs"].roll(-1, 1)
+        known = functional.pad(batch["mask"][:, 1:], (0, 1))
+        loss = self.roles.decoding_loss(embedding, following, known)
         self._descend(loss, ("pretraining",))
         return {"embedding/loss": loss.detach()}
 
