@@ -1,4 +1,4 @@
-"""ACORM: attention-guided contrastive role representations (Hu et al., ICLR 2024, arXiv 2312.04819).
+"""ACORM: attention-guided contrastive roles of a team (Hu et al., ICLR 2024, arXiv 2312.04819).
 
 What an agent has seen becomes an embedding e, and that a role z = f(e). Agents whose embeddings are
 in one cluster shall have roles that agree: max I(z; cluster), by InfoNCE with clustered positives.

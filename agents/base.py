@@ -365,9 +365,8 @@ class Agent:
         tensor = tensor[None] if single else tensor
         expected = (rows, *self.env.context()["avail_actions"].shape[1:])
         if tensor.shape != expected:
-            raise ValueError(
-                f"action_masks: expected shape {expected[single:]}, got {tuple(tensor.shape)[single:]}"
-            )
+            shape = tuple(tensor.shape)[single:]
+            raise ValueError(f"action_masks: expected shape {expected[single:]}, got {shape}")
         return {"avail_actions": tensor}
 
     @property
