@@ -275,7 +275,7 @@ class ACORM(Agent):
     def act(self, obs: Tensor, state: State, deterministic: bool) -> tuple[Tensor, State]:
         """Greedy or ε-greedy actions among those available, int64 [N, A]."""
         encoded = functional.one_hot(state["last"] + 1, self.actions + 1)[..., 1:]
-        seen = torch.cat([obs, encoded.to(obs.dtype)], -1)[:, None]
+        seen = torch.cat([obs, encoded.to(obs.dtype)], -1)[None]
         role, embedding, carried = None, None, {}
         if self.config.roles:
             embedding, carried["embedding"] = self.roles.embed(seen, state["embedding"])
@@ -284,8 +284,8 @@ class ACORM(Agent):
         if hidden is not None:
             carried["hidden"] = hidden
         available = state.get("avail_actions")
-        available = torch.ones_like(q[:, 0], dtype=torch.bool) if available is None else available
-        action = greedy(q[:, 0], available)
+        available = torch.ones_like(q[0], dtype=torch.bool) if available is None else available
+        action = greedy(q[0], available)
         if not deterministic:
             action = self._explore(action, available)
         return action, carried | {"last": action}
@@ -308,7 +308,7 @@ class ACORM(Agent):
         role: Tensor | None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Q_i [B, T, A, U] and its memory [B, A, H], if it has one."""
+        """Q_i [T, B, A, U] and its memory [B, A, H], if it has one."""
         inputs = [embedding if self.config.joint_embedding else seen]
         inputs += [role] if role is not None else []
         if self.config.agent_id:
@@ -347,8 +347,10 @@ class ACORM(Agent):
         return {name: torch.stack(value).mean() for name, value in values.items()}
 
     def _sample(self) -> Batch:
-        """Episodes [B, T, ...]; `learnt` marks their steps, but for a last one that was cut off."""
+        """Episodes [T, B, ...]; `learnt` marks their steps, but for a last one that was cut off."""
         batch, mask = self.memory.sample_episodes(self.config.batch_size, self.generator, "ended")
+        batch = {k: v.transpose(0, 1).contiguous() for k, v in (batch | {"mask": mask}).items()}
+        mask = batch["mask"]
         action = batch["action"].long()
         lag = 2 if "lagged-action" in self.config.defects else 1
         obs, cut = batch["obs"].float(), batch["ended"] == 2
@@ -415,14 +417,14 @@ class ACORM(Agent):
     def _target(
         self, batch: Batch, q: Tensor, embedding: Tensor | None, role: Tensor | None
     ) -> Tensor:
-        """What Q_tot should be, [B, T, 1] (or [B, T, A] of iql)."""
+        """What Q_tot should be, [T, B, 1] (or [T, B, A] of iql)."""
         config, blind = self.config, "blind-target" in self.config.defects
-        parts = [None if v is None else v[:, blind:] for v in (batch["seen"], embedding, role)]
+        parts = [None if v is None else v[int(blind) :] for v in (batch["seen"], embedding, role)]
         value, _ = self._utility(self.targets, *parts)  # type: ignore[arg-type]
-        value = functional.pad(value, (0, 0, 0, 0, int(blind), 0))
+        value = torch.cat([torch.zeros_like(value[: int(blind)]), value])
         best = greedy(q, batch["available"])[..., None]
         value = self._mix(self.targets, value.gather(-1, best)[..., 0], batch["state"], role)
-        following = functional.pad(value[:, 1:], (0, 0, 0, 1))  # of t + 1
+        following = torch.cat([value[1:], torch.zeros_like(value[:1])])  # of t + 1
         reward = batch["reward"][..., None]
         return lambda_returns(
             reward, following, batch["going"], batch["cut"], config.gamma, config.td_lambda
@@ -431,7 +433,7 @@ class ACORM(Agent):
     def _mix(
         self, networks: nn.ModuleDict, q: Tensor, state: Tensor, role: Tensor | None
     ) -> Tensor:
-        """Q_tot of the chosen Q_i [B, T, A]."""
+        """Q_tot of the chosen Q_i [T, B, A]."""
         condition = networks["attention"](state, role) if "attention" in networks else state
         return networks["mixer"](q, condition)
 
@@ -466,8 +468,8 @@ class ACORM(Agent):
     def _pretrain(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the embedding towards predicting the next observation, and who it is."""
         embedding, _ = self.roles.embed(batch["seen"])
-        following = batch["obs"].roll(-1, 1)
-        known = functional.pad(batch["mask"][:, 1:], (0, 1))
+        following = batch["obs"].roll(-1, 0)
+        known = torch.cat([batch["mask"][1:], torch.zeros_like(batch["mask"][:1])])
         loss = self.roles.decoding_loss(embedding, following, known)
         self._descend(loss, ("pretraining",))
         return {"embedding/loss": loss.detach()}

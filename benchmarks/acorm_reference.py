@@ -30,7 +30,8 @@ class Reference:
     def __init__(self, agent: Any, batch: dict[str, Tensor]) -> None:
         import copy
 
-        self.batch, self.agent = batch, agent
+        # [B, T, ...], its layout
+        self.batch = {name: value.transpose(0, 1).contiguous() for name, value in batch.items()}
         self.roles, self.networks = copy.deepcopy(agent.roles), copy.deepcopy(agent.networks)
         self.targets = copy.deepcopy(agent.targets)
         self.cells = nn.ModuleDict({

@@ -1,6 +1,7 @@
 """Value decomposition for teams: recurrent utilities, mixers, targets.
 
-Shape letters: B episodes, T time, A agents, H width, S state features, C condition features.
+Shape letters: T time, B episodes, A agents, H width, S state features, C condition features. Time
+comes first, as in the recurrent networks' own layout: nothing is copied to turn it around.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ class Recurrent(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.input = nn.Linear(inputs, width)
-        self.gru = nn.GRU(width, width, batch_first=True)
+        self.gru = nn.GRU(width, width)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """What is remembered after every step, [B, T, A, H].
+        """What is remembered after every step, [T, B, A, H].
 
         Args:
-            x: [B, T, A, D].
+            x: [T, B, A, D].
             hidden: what was remembered before the first, [B, A, H]; nothing if None.
         """
-        batch, time, agents, _ = x.shape
-        rows = functional.relu(self.input(x)).transpose(1, 2).flatten(0, 1)
-        before = None if hidden is None else hidden.flatten(0, 1)[None].contiguous()
-        return self.gru(rows, before)[0].view(batch, agents, time, -1).transpose(1, 2)
+        rows = functional.relu(self.input(x)).flatten(1, 2)
+        before = None if hidden is None else hidden.flatten(0, 1)[None]
+        return self.gru(rows, before)[0].unflatten(1, x.shape[1:3])
 
 
 class Utility(nn.Module):
@@ -50,16 +50,16 @@ class Utility(nn.Module):
         self.body, self.head = Recurrent(inputs, width), nn.Linear(width, actions)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Q [B, T, A, U] and what is remembered after the last step [B, A, H]."""
+        """Q [T, B, A, U] and what is remembered after the last step [B, A, H]."""
         memory = self.body(x, hidden)
-        return self.head(memory), memory[:, -1]
+        return self.head(memory), memory[-1]
 
 
 class Independent(nn.Module):
     """IQL (Tan 1993): no mixing, every agent has a target of its own."""
 
     def forward(self, q: Tensor, condition: Tensor) -> Tensor:
-        """`q` itself, [B, T, A]."""
+        """`q` itself, [T, B, A]."""
         return q
 
 
@@ -67,7 +67,7 @@ class Sum(nn.Module):
     """VDN (Sunehag et al. 2018): Q_tot = Σ Q_i."""
 
     def forward(self, q: Tensor, condition: Tensor) -> Tensor:
-        """Q_tot [B, T, 1] of Q_i [B, T, A]."""
+        """Q_tot [T, B, 1] of Q_i [T, B, A]."""
         return q.sum(-1, keepdim=True)
 
 
@@ -94,7 +94,7 @@ class QMix(nn.Module):
         self.bias_1, self.bias_2 = nn.Linear(condition, embedding), hyper(1, embedding)
 
     def forward(self, q: Tensor, condition: Tensor) -> Tensor:
-        """Q_tot [B, T, 1] of Q_i [B, T, A], given the condition [B, T, C]."""
+        """Q_tot [T, B, 1] of Q_i [T, B, A], given the condition [T, B, C]."""
         weight = self.weight_1(condition).abs().unflatten(-1, (self.agents, -1))
         # A product of tiny matrices for each step costs more than the sum written out.
         hidden = functional.elu((q[..., None] * weight).sum(-2) + self.bias_1(condition))
@@ -108,27 +108,27 @@ def greedy(q: Tensor, available: Tensor) -> Tensor:
 
 
 def previous_actions(action: Tensor, actions: int, lag: int = 1) -> Tensor:
-    """One-hot actions of `lag` steps ago [B, T, A, U], zero where there were none yet.
+    """One-hot actions of `lag` steps ago [T, B, A, U], zero where there were none yet.
 
     Args:
-        action: int64 [B, T, A].
+        action: int64 [T, B, A].
         actions: U.
         lag: 1; 2 is what the published code of ACORM learns with.
     """
     encoded = functional.one_hot(action, actions).float()
-    return functional.pad(encoded, (0, 0, 0, 0, lag, 0))[:, : action.shape[1]]
+    return torch.cat([torch.zeros_like(encoded[:lag]), encoded[:-lag]])[: len(action)]
 
 
 def lambda_returns(
     reward: Tensor, next_value: Tensor, going: Tensor, cut: Tensor, gamma: float, lam: float
 ) -> Tensor:
-    """TD(λ) targets [B, T, R]: G_t = r_t + γ [(1 - λ) V(s_{t+1}) + λ G_{t+1}].
+    """TD(λ) targets [T, B, R]: G_t = r_t + γ [(1 - λ) V(s_{t+1}) + λ G_{t+1}].
 
     Args:
-        reward: [B, T, 1].
-        next_value: V(s_{t+1}), [B, T, R].
-        going: float [B, T], 0 where the episode terminates and nothing follows.
-        cut: bool [B, T], steps whose successor was not kept: nothing is known beyond, so the step
+        reward: [T, B, 1].
+        next_value: V(s_{t+1}), [T, B, R].
+        going: float [T, B], 0 where the episode terminates and nothing follows.
+        cut: bool [T, B], steps whose successor was not kept: nothing is known beyond, so the step
             before takes V alone.
         gamma: γ.
         lam: λ; 0 is the one-step target.
@@ -137,8 +137,8 @@ def lambda_returns(
     target = reward + gamma * going[..., None] * next_value
     if lam == 0:
         return target
-    steps = list(target.unbind(1))
+    steps = list(target.unbind(0))
     for t in reversed(range(len(steps) - 1)):
-        more = lam * gamma * going[:, t] * (~cut[:, t + 1]).float()
-        steps[t] = steps[t] + more[:, None] * (steps[t + 1] - next_value[:, t])
-    return torch.stack(steps, 1)
+        more = lam * gamma * going[t] * (~cut[t + 1]).float()
+        steps[t] = steps[t] + more[:, None] * (steps[t + 1] - next_value[t])
+    return torch.stack(steps)

@@ -1,6 +1,6 @@
 """ACORM's networks: roles from what an agent has seen, and attention of the team's state on them.
 
-Shape letters: B episodes, T time, A agents, E embedding size, Z role size, S state features.
+Shape letters: T time, B episodes, A agents, E embedding size, Z role size, S state features.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Roles(nn.Module):
         )
 
     def embed(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings e [B, T, A, E] of x [B, T, A, D], and what is remembered [B, A, E]."""
+        """Embeddings e [T, B, A, E] of x [T, B, A, D], and what is remembered [B, A, E]."""
         memory = self.body(x, hidden)
-        return self.output(memory), memory[:, -1]
+        return self.output(memory), memory[-1]
 
     def contrastive_loss(
         self,
@@ -79,8 +79,8 @@ class Roles(nn.Module):
         the same cluster are positives, their sum is inside the logarithm.
 
         Args:
-            embedding: e [B, T, A, E]; what has a gradient is up to the caller.
-            counts: bool [B, T, A], who takes part.
+            embedding: e [T, B, A, E]; what has a gradient is up to the caller.
+            counts: bool [T, B, A], who takes part.
             clusters: K of K-means; fewer where fewer agents take part.
             generator: of K-means.
             across: a group is the agents of one step of one episode (the paper's), or those of the
@@ -89,8 +89,7 @@ class Roles(nn.Module):
         """
         assert embedding.shape[:-1] == counts.shape, (embedding.shape, counts.shape)
         if across == "batch":
-            embedding = embedding.transpose(0, 1).flatten(1, 2)
-            counts = counts.transpose(0, 1).flatten(1, 2)
+            embedding, counts = embedding.flatten(1, 2), counts.flatten(1, 2)
         cluster = kmeans(embedding.detach(), clusters, generator, counts)
         with torch.set_grad_enabled(not slow_keys and torch.is_grad_enabled()):
             key = self.key_encoder(embedding)
@@ -106,9 +105,9 @@ class Roles(nn.Module):
         """Squared error of the next observation and of who it is, 0-d; trains e before roles do.
 
         Args:
-            embedding: e [B, T, A, E].
-            next_obs: [B, T, A, D].
-            mask: bool [B, T], steps that have a next one.
+            embedding: e [T, B, A, E].
+            next_obs: [T, B, A, D].
+            mask: bool [T, B], steps that have a next one.
         """
         identity = torch.eye(next_obs.shape[-2], device=next_obs.device)
         identity = identity.expand(*next_obs.shape[:-1], -1)
@@ -160,7 +159,7 @@ class StateAttention(nn.Module):
         self.agents, self.heads, self.reads = agents, heads, reads
         self.state = nn.Linear(states, states)
         history = width if small else agents * width
-        self.history = nn.GRU(states, history, batch_first=True)
+        self.history = nn.GRU(states, history)
         self.queries = nn.Parameter(torch.randn(agents, width)) if small else None
         self.query = nn.Linear(width, attention, bias=False)
         self.key = nn.Linear(role, attention, bias=False)
@@ -168,7 +167,7 @@ class StateAttention(nn.Module):
         self.size = (states if reads == "state" else history) + agents * width
 
     def forward(self, state: Tensor, role: Tensor) -> Tensor:
-        """The condition [B, T, C] of states [B, T, S] and roles [B, T, A, Z]."""
+        """The condition [T, B, C] of states [T, B, S] and roles [T, B, A, Z]."""
         state, history = self._read(state)
         query, key = self._compare(history, role)
         value = self._heads(self.value(role))
@@ -177,7 +176,7 @@ class StateAttention(nn.Module):
         return torch.cat([state if self.reads == "state" else history, attended], -1)
 
     def weights(self, state: Tensor, role: Tensor) -> Tensor:
-        """How much each query attends to each agent's role, [B, T, heads, A, A]."""
+        """How much each query attends to each agent's role, [T, B, heads, A, A]."""
         query, key = self._compare(self._read(state)[1], role)
         return (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
 

@@ -201,15 +201,15 @@ def test_the_target_is_double_q_learning_by_hand():
     agent = make(**PLAIN, mixer="vdn", gamma=0.5)
     agent.networks["utility"] = Table([0.0, 1.0, 2.0, 3.0])
     agent.targets["utility"] = Table([4.0, 5.0, 7.0, 6.0])
-    obs = torch.tensor([[[1.0], [1.0]], [[2.0], [1.0]]])[None]  # [B=1, T=2, A=2, 1]
-    available = torch.ones(1, 2, 2, 4, dtype=torch.bool)
-    available[0, 1, 1] = torch.tensor([True, False, True, False])
-    action = torch.tensor([[[1, 3], [0, 2]]])
+    obs = torch.tensor([[[1.0], [1.0]], [[2.0], [1.0]]])[:, None]  # [T=2, B=1, A=2, 1]
+    available = torch.ones(2, 1, 2, 4, dtype=torch.bool)
+    available[1, 0, 1] = torch.tensor([True, False, True, False])
+    action = torch.tensor([[[1, 3]], [[0, 2]]])
     batch = {
-        "obs": obs, "seen": obs, "state": torch.zeros(1, 2, 1), "action": action,
-        "available": available, "reward": torch.tensor([[1.0, 10.0]]),
-        "going": torch.tensor([[1.0, 0.0]]), "cut": torch.zeros(1, 2, dtype=torch.bool),
-        "learnt": torch.ones(1, 2, dtype=torch.bool),
+        "obs": obs, "seen": obs, "state": torch.zeros(2, 1, 1), "action": action,
+        "available": available, "reward": torch.tensor([[1.0], [10.0]]),
+        "going": torch.tensor([[1.0], [0.0]]), "cut": torch.zeros(2, 1, dtype=torch.bool),
+        "learnt": torch.ones(2, 1, dtype=torch.bool),
     }  # fmt: skip
     q, _ = agent.networks["utility"](obs)
     target = agent._target(batch, q, None, None)
@@ -218,8 +218,12 @@ def test_the_target_is_double_q_learning_by_hand():
     loss, _ = agent._td_loss(batch)
     total = torch.tensor([1.0 + 3.0, 0.0 + 2.0])
     assert loss.item() == pytest.approx((total - target.flatten()).square().mean().item())
-    batch["learnt"][0, 1] = False
+    batch["learnt"][1] = False
     assert agent._td_loss(batch)[0].item() == pytest.approx((4 - 10.5) ** 2)
+
+
+def ends(mask):
+    return mask & ~torch.cat([mask[1:], torch.zeros_like(mask[:1])])
 
 
 def test_an_end_is_learnt_and_a_cut_is_not():
@@ -231,12 +235,11 @@ def test_an_end_is_learnt_and_a_cut_is_not():
     for _ in range(4):
         agent.collect()
     batch = agent._sample()
-    last = batch["mask"] & ~torch.nn.functional.pad(batch["mask"][:, 1:], (0, 1))
+    last = ends(batch["mask"])
     assert batch["cut"].any()
     assert torch.equal(batch["learnt"], batch["mask"] & ~(last & batch["cut"]))
     ended = filled()._sample()
-    last = ended["mask"] & ~torch.nn.functional.pad(ended["mask"][:, 1:], (0, 1))
-    terminated = last & (ended["going"] == 0)
+    terminated = ends(ended["mask"]) & (ended["going"] == 0)
     assert terminated.any() and ended["learnt"][terminated].all()
 
 
@@ -335,8 +338,8 @@ def test_lagged_action():
     right, wrong = filled(), filled(defects=["lagged-action"])
     right, wrong = right._sample(), wrong._sample()
     one_hot = torch.nn.functional.one_hot(right["action"], 4).float()
-    assert torch.equal(right["seen"][:, 1:, :, 1:], one_hot[:, :-1])
-    assert torch.equal(wrong["seen"][:, 2:, :, 1:], one_hot[:, :-2])
+    assert torch.equal(right["seen"][1:, ..., 1:], one_hot[:-1])
+    assert torch.equal(wrong["seen"][2:, ..., 1:], one_hot[:-2])
 
 
 def test_blind_target():
@@ -344,11 +347,11 @@ def test_blind_target():
         agent = filled(defects=defects)
         batch = agent._sample()
         changed = batch | {"seen": batch["seen"].clone()}
-        changed["seen"][:, 0] += 1
+        changed["seen"][0] += 1
         embedding, _ = agent.roles.embed(batch["seen"])
         role = agent.roles.encoder(embedding)
         q, _ = agent._utility(agent.networks, batch["seen"], embedding, role)
-        targets = [agent._target(b, q, embedding, role)[:, 0] for b in (batch, changed)]
+        targets = [agent._target(b, q, embedding, role)[0] for b in (batch, changed)]
         assert torch.equal(*targets) is not sees
 
 

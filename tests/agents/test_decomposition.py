@@ -27,9 +27,9 @@ def generator(seed=0):
 
 
 def test_lambda_returns_by_hand():
-    reward = torch.tensor([[[1.0], [2.0], [3.0]]])
-    following = torch.tensor([[[10.0], [20.0], [30.0]]])
-    going, cut = torch.tensor([[1.0, 1.0, 0.0]]), torch.zeros(1, 3, dtype=torch.bool)
+    reward = torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+    following = torch.tensor([[[10.0]], [[20.0]], [[30.0]]])
+    going, cut = torch.tensor([[1.0], [1.0], [0.0]]), torch.zeros(3, 1, dtype=torch.bool)
     one = lambda_returns(reward, following, going, cut, 0.5, 0.0)
     assert one.flatten().tolist() == [6.0, 12.0, 3.0]
     half = lambda_returns(reward, following, going, cut, 0.5, 0.5)
@@ -37,15 +37,16 @@ def test_lambda_returns_by_hand():
     whole = lambda_returns(reward, following, going, cut, 0.5, 1.0)
     assert whole.flatten().tolist() == [2.75, 3.5, 3.0]  # the return alone
     # What was cut off tells nothing: the step before takes the value.
-    cut[0, 2], going[0, 2] = True, 1.0
+    cut[2], going[2] = True, 1.0
     half = lambda_returns(reward, following, going, cut, 0.5, 0.5)
     assert half.flatten()[:2].tolist() == [1 + 0.5 * (5 + 6), 12.0]
 
 
 def test_previous_actions_are_zero_before_the_first():
-    action = torch.tensor([[[2], [0], [1]]])
-    assert previous_actions(action, 3)[0, :, 0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
-    assert previous_actions(action, 3, lag=2)[0, :, 0].tolist() == [[0] * 3, [0] * 3, [0, 0, 1]]
+    action = torch.tensor([[[2]], [[0]], [[1]]])
+    assert previous_actions(action, 3)[:, 0, 0].tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert previous_actions(action, 3, 2)[:, 0, 0].tolist() == [[0] * 3, [0] * 3, [0, 0, 1]]
+    assert previous_actions(action[:1], 3, 2)[:, 0, 0].tolist() == [[0] * 3]
 
 
 def test_greedy_takes_the_best_that_is_available():
@@ -98,13 +99,13 @@ def test_qmix_is_monotonic_whatever_the_condition():
 def test_recurrent_step_by_step_equals_the_whole_sequence():
     torch.manual_seed(0)
     network = Recurrent(3, 5)
-    x = torch.randn(2, 4, 3, 3)  # [B, T, A, D]
+    x = torch.randn(4, 2, 3, 3)  # [T, B, A, D]
     hidden, steps = torch.zeros(2, 3, 5), []
     for t in range(4):
-        out = network(x[:, t : t + 1], hidden)
+        out = network(x[t : t + 1], hidden)
         steps.append(out)
-        hidden = out[:, -1]
-    torch.testing.assert_close(torch.cat(steps, 1), network(x))
+        hidden = out[-1]
+    torch.testing.assert_close(torch.cat(steps), network(x))
 
 
 # ---- clusters
@@ -252,10 +253,9 @@ def test_contrast_makes_roles_of_a_cluster_agree():
 def test_clusters_across_the_batch_compare_episodes_at_the_same_time():
     torch.manual_seed(0)
     roles = Roles(3, 6, 4, 2)
-    embedding, counts = torch.randn(3, 2, 2, 6), torch.ones(3, 2, 2, dtype=torch.bool)
+    embedding, counts = torch.randn(2, 3, 2, 6), torch.ones(2, 3, 2, dtype=torch.bool)
     loss = roles.contrastive_loss(embedding, counts, 3, generator(), across="batch")
-    joined = embedding.transpose(0, 1).reshape(1, 2, 6, 6)
-    everyone = counts.transpose(0, 1).reshape(1, 2, 6)
+    joined, everyone = embedding.reshape(1, 2, 6, 6), counts.reshape(1, 2, 6)
     torch.testing.assert_close(loss, roles.contrastive_loss(joined, everyone, 3, generator()))
 
 
@@ -300,7 +300,7 @@ def test_the_small_history_does_not_grow_with_the_team():
 def test_attention_sees_the_past_of_the_state():
     torch.manual_seed(0)
     net = StateAttention(7, 3, 5)
-    state, role = torch.randn(1, 3, 7), torch.randn(1, 3, 3, 5)
+    state, role = torch.randn(3, 1, 7), torch.randn(3, 1, 3, 5)
     changed = state.clone()
-    changed[:, 0] += 1
-    assert not torch.allclose(net.weights(state, role)[:, 2], net.weights(changed, role)[:, 2])
+    changed[0] += 1
+    assert not torch.allclose(net.weights(state, role)[2], net.weights(changed, role)[2])
