@@ -32,6 +32,7 @@ def _guard() -> None:
 _guard()
 
 from agents.acorm import ACORM  # noqa: E402
+from agents.acorm_mappo import ACORMMAPPO  # noqa: E402
 from agents.base import Agent, AgentConfig  # noqa: E402
 from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E402
 from agents.core.config import ConfigError  # noqa: E402
@@ -42,6 +43,7 @@ from agents.slim import SLIM  # noqa: E402
 
 __all__ = [
     "ACORM",
+    "ACORMMAPPO",
     "AGENTS",
     "MASD",
     "SLIM",
@@ -59,6 +61,7 @@ AGENTS: dict[str, type[Agent]] = {
     "slim": SLIM,
     "masd": MASD,
     "acorm": ACORM,
+    "acorm-mappo": ACORMMAPPO,
 }
 
 

@@ -11,6 +11,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def unroll(
+    gru: nn.GRU, x: Tensor, hidden: Tensor | None = None, starts: Tensor | None = None
+) -> Tensor:
+    """What a GRU remembers after every step, [T, R, H].
+
+    Args:
+        gru: the network.
+        x: [T, R, D].
+        hidden: what it remembered before the first, [R, H]; nothing if None.
+        starts: bool [T, R], steps that begin an episode, before which it forgets; without them all
+            steps are one call.
+    """
+    if starts is None:
+        return gru(x, None if hidden is None else hidden[None])[0]
+    steps = []
+    hidden = x.new_zeros(x.shape[1], gru.hidden_size) if hidden is None else hidden
+    for t in range(len(x)):
+        hidden = hidden * (~starts[t, :, None]).float()
+        hidden = gru(x[t : t + 1], hidden[None])[0][0]
+        steps.append(hidden)
+    return torch.stack(steps)
+
+
 class Recurrent(nn.Module):
     """Linear, ReLU, GRU over time; every agent on its own, with shared weights.
 
@@ -24,16 +47,20 @@ class Recurrent(nn.Module):
         self.input = nn.Linear(inputs, width)
         self.gru = nn.GRU(width, width)
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, hidden: Tensor | None = None, starts: Tensor | None = None
+    ) -> Tensor:
         """What is remembered after every step, [T, B, A, H].
 
         Args:
             x: [T, B, A, D].
             hidden: what was remembered before the first, [B, A, H]; nothing if None.
+            starts: bool [T, B], steps that begin an episode; the first of all if None.
         """
         rows = functional.relu(self.input(x)).flatten(1, 2)
-        before = None if hidden is None else hidden.flatten(0, 1)[None]
-        return self.gru(rows, before)[0].unflatten(1, x.shape[1:3])
+        before = None if hidden is None else hidden.flatten(0, 1)
+        starts = None if starts is None else starts.repeat_interleave(x.shape[2], 1)
+        return unroll(self.gru, rows, before, starts).unflatten(1, x.shape[1:3])
 
 
 class Utility(nn.Module):

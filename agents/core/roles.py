@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.core.cluster import kmeans
-from agents.core.decomposition import Recurrent
+from agents.core.decomposition import Recurrent, unroll
 from mi import functional as bounds
 from mi.critics import BilinearCritic
 
@@ -28,7 +28,7 @@ class Roles(nn.Module):
         embedding: E.
         role: Z.
         targets: features that the decoder predicts.
-        bounded: roles pass a sigmoid.
+        bounded: one layer and a sigmoid (as on QMIX), or two layers (as on MAPPO).
         norm: roles pass a layer norm before that.
 
     Attributes:
@@ -49,7 +49,8 @@ class Roles(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.output = Recurrent(inputs, embedding), nn.Linear(embedding, embedding)
-        layers: list[nn.Module] = [nn.Linear(embedding, role)]
+        hidden = [] if bounded else [nn.Linear(embedding, embedding), nn.ReLU()]
+        layers: list[nn.Module] = [*hidden, nn.Linear(embedding, role)]
         layers += [nn.LayerNorm(role)] if norm else []
         layers += [nn.Sigmoid()] if bounded else []
         self.encoder = nn.Sequential(*layers)
@@ -168,21 +169,28 @@ class StateAttention(nn.Module):
 
     def forward(self, state: Tensor, role: Tensor) -> Tensor:
         """The condition [T, B, C] of states [T, B, S] and roles [T, B, A, Z]."""
-        state, history = self._read(state)
+        features = functional.relu(self.state(state))
+        history = unroll(self.history, features)
+        return self.condition(features if self.reads == "state" else history, history, role)
+
+    def remember(
+        self, state: Tensor, hidden: Tensor | None = None, starts: Tensor | None = None
+    ) -> Tensor:
+        """τ [T, B, H] of states [T, B, S]; see `unroll`."""
+        return unroll(self.history, functional.relu(self.state(state)), hidden, starts)
+
+    def condition(self, first: Tensor, history: Tensor, role: Tensor) -> Tensor:
+        """`first` [T, B, ·] and what τ [T, B, H] attends to, [T, B, C]."""
         query, key = self._compare(history, role)
         value = self._heads(self.value(role))
         mixed = functional.scaled_dot_product_attention(query, key, value)
         attended = self.output(mixed.transpose(-3, -2).flatten(-2)).flatten(-2)
-        return torch.cat([state if self.reads == "state" else history, attended], -1)
+        return torch.cat([first, attended], -1)
 
     def weights(self, state: Tensor, role: Tensor) -> Tensor:
         """How much each query attends to each agent's role, [T, B, heads, A, A]."""
-        query, key = self._compare(self._read(state)[1], role)
+        query, key = self._compare(self.remember(state), role)
         return (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
-
-    def _read(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        state = functional.relu(self.state(state))
-        return state, self.history(state)[0]
 
     def _compare(self, history: Tensor, role: Tensor) -> tuple[Tensor, Tensor]:
         if self.queries is None:

@@ -108,6 +108,17 @@ def test_recurrent_step_by_step_equals_the_whole_sequence():
     torch.testing.assert_close(torch.cat(steps), network(x))
 
 
+def test_recurrent_forgets_where_an_episode_begins():
+    torch.manual_seed(0)
+    network = Recurrent(3, 5)
+    x, hidden = torch.randn(4, 2, 3, 3), torch.randn(2, 3, 5)
+    starts = torch.tensor([[False, True], [False, False], [True, False], [False, False]])
+    out = network(x, hidden, starts)
+    torch.testing.assert_close(out[:2, 0], network(x[:2, :1], hidden[:1])[:, 0])
+    torch.testing.assert_close(out[2:, 0], network(x[2:, :1])[:, 0])
+    torch.testing.assert_close(out[:, 1], network(x[:, 1:])[:, 0])
+
+
 # ---- clusters
 
 
