@@ -21,6 +21,7 @@ from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
+from envs.smac import from_smac
 from envs.tabletop import make_tabletop
 from envs.units import MAPS, RANDOM, SMAX_MAPS
 
@@ -81,6 +82,8 @@ FOREIGN: dict[str, Callable[..., BatchedEnv]] = {
     "gym": from_gymnasium,
     "pettingzoo": from_pettingzoo,
     "envpool": from_envpool,
+    "smac": from_smac,
+    "smacv2": partial(from_smac, package="smacv2"),
 }
 """By prefix, what makes the environments of other libraries: `gym/CartPole-v1`."""
 
@@ -119,7 +122,7 @@ def make(
 
     Args:
         id: a key of `ENVS`, or of another library: `gym/<id>`, `pettingzoo/<id>` such as
-            `pettingzoo/mpe/simple_spread_v3`, or `envpool/<id>`.
+            `pettingzoo/mpe/simple_spread_v3`, `envpool/<id>`, `smac/<map>` or `smacv2/<teams>`.
         num_envs: N.
         device: where its tensors live.
         seed: of everything random in it.

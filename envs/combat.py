@@ -14,7 +14,6 @@ operations depends on neither N nor V.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -142,6 +141,10 @@ class Combat(BatchedEnv):
         """
         raise NotImplementedError
 
+    def _stats(self, kind: Tensor) -> Any:
+        """Unit data of `kind` [V, 1 or N], with `health` and `radius` at least."""
+        raise NotImplementedError
+
     def _see(self, battle: Battle, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Observations [N, A, D], state [N, S], available actions, alive, of a side's agents."""
         raise NotImplementedError
@@ -236,6 +239,65 @@ class Combat(BatchedEnv):
         super().load_state_dict(state)
         self._seen = {}
 
+    @torch.no_grad()
+    def render(self, pixels: int = 256) -> Tensor:  # type: ignore[override]
+        """Images uint8 [N, 3, pixels, pixels] of the field from above, y upwards.
+
+        Allies are blue, enemies red, the darker the later their type; over each unit its health in
+        green and, where it has one, its shield in white; a line leads from who attacks (yellow) or
+        heals (green) to the target. Obstacles are grey.
+        """
+        battle, device = self.battle, self.device
+        radius, health, shield = self._shape()
+        grid = (torch.arange(pixels, device=device) + 0.5) * (FIELD / pixels)
+        position = battle.position.permute(2, 1, 0)[..., None]  # [N, V, 2, 1]
+        x, y = (grid - position).permute(2, 0, 1, 3)  # [N, V, pixels] from the unit
+        x, y = x[:, :, None], y.flip(-1)[..., None]  # rows of an image go down
+        alive = (battle.health > 0).t()[..., None, None]
+        radius = radius.t()[..., None, None]
+        free = self._open(torch.stack(torch.meshgrid(grid, grid, indexing="xy"))).flip(0)
+        image = torch.where(free[..., None], 235.0, 120.0).expand(self.num_envs, -1, -1, 3)
+        image = image * torch.ones(3, device=device)
+        image = _paint(image, (x.square() + y.square() <= radius.square()) & alive, self._colours())
+        for value, most, height, colour in (
+            (battle.health, health, 0.25, (30, 160, 60)),
+            (battle.shield, shield, 0.55, (250, 250, 255)),
+        ):
+            share = (value / most.clamp_min(1)).t()[..., None, None]
+            bar = (y > radius + height) & (y < radius + height + 0.25) & (x.abs() <= 0.6)
+            bar = bar & alive & (most > 0).t()[..., None, None]
+            image = _paint(image, bar, torch.zeros(self.num_units, 3, device=device))
+            full = torch.tensor(colour, dtype=torch.float32, device=device)
+            image = _paint(image, bar & (x <= 1.2 * share - 0.6), full.expand(self.num_units, 3))
+        aim = battle.target.clamp_min(0)
+        there = battle.position.gather(1, aim.expand(2, *aim.shape)) - battle.position
+        tx, ty = there.permute(0, 2, 1)[..., None, None]
+        along = (x * tx + y * ty) / (tx.square() + ty.square()).clamp_min(1e-6)
+        beside = (x * ty - y * tx).abs() / (tx.square() + ty.square()).sqrt().clamp_min(1e-6)
+        line = (along > 0) & (along < 1) & (beside < 0.6 * FIELD / pixels)
+        acts = ((battle.target >= 0) & (battle.cooldown > 0)).t()[..., None, None]
+        friend = (self._ally == self._ally[aim, 0])[..., None]  # [V, N, 1]
+        yellow, green = torch.tensor([[225.0, 170, 0], [0, 170, 90]], device=device)
+        image = _paint(image, line & acts & alive, torch.where(friend, green, yellow).transpose(0, 1))
+        return image.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+
+    def _shape(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Radius, most health and most shield of the units, [V, N] each."""
+        s = self._stats(self.battle.kind)
+        most = getattr(s, "shield", torch.zeros_like(s.health))
+        shape = self.battle.health.shape
+        return s.radius.expand(shape), s.health.expand(shape), most.expand(shape)
+
+    def _colours(self) -> Tensor:
+        """Of the units' discs, [N, V, 3]."""
+        team = torch.tensor([[60.0, 110, 225], [220, 70, 60]], device=self.device)
+        shade = 1 - 0.22 * self.battle.kind.t()[..., None]
+        return (team[(~self._ally[:, 0]).long()] * shade.clamp_min(0.3)).expand(self.num_envs, -1, -1)
+
+    def _open(self, position: Tensor) -> Tensor:
+        """Whether the ground is free at [2, ...]."""
+        return torch.ones_like(position[0], dtype=torch.bool)
+
     # ---- scripts
 
     @torch.no_grad()
@@ -279,6 +341,16 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise ValueError unless `value` is among `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(str, choices))}")
+
+
+def _paint(image: Tensor, mask: Tensor, colours: Tensor) -> Tensor:
+    """Image [N, P, P, 3] with the last of the shapes `mask` [N, V, P, P] at each pixel."""
+    units, rows = mask.shape[1], mask.shape[0]
+    order = torch.arange(1, units + 1, device=mask.device)[:, None, None]
+    top = (mask * order).amax(1)
+    colours = colours.expand(rows, units, 3)
+    index = (top - 1).clamp_min(0).view(rows, -1, 1).expand(-1, -1, 3)
+    return torch.where(top[..., None] > 0, colours.gather(1, index).view_as(image), image)
 
 
 def norm(x: Tensor) -> Tensor:

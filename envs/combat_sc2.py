@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from scipy.sparse import csgraph
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
 from envs.combat import (
     DT,
@@ -157,7 +159,7 @@ class SC2Combat(Combat):
         if self.random_teams:
             weights = torch.tensor(list(TEAMS[self.race].values()), device=device)
             self._cumulated = weights.cumsum(0)[:-1]
-        self._ground(TERRAIN[self.map.terrain])
+        self._ground(self.map.terrain)
         stats = self._stats(self._kind)
         self._fixed = self._pairs(stats), stats
 
@@ -279,9 +281,9 @@ class SC2Combat(Combat):
         room = norm(to_target) - s.radius - s.radius.expand_as(aim).gather(0, aim)
         close = has & (room <= s.range)
         scripted = self._by_side(*[torch.full_like(has, bool(script)) for script in scripts])
-        way = torch.where(scripted, battle.goal - position, STRIDE * heading)
-        way = torch.where(has, to_target, way)
-        moved = self._move(position, way, (alive & ~close) * s.speed * DT, s)
+        end = torch.where(scripted, battle.goal, position + STRIDE * heading)
+        end = torch.where(has, position + to_target, end)
+        moved = self._move(position, end, (alive & ~close) * s.speed * DT, s)
 
         fires = close & (battle.cooldown <= 0) & ~s.heals
         hits = fires[:, None] & (aim[:, None] == self._index)
@@ -290,7 +292,8 @@ class SC2Combat(Combat):
         if self._any.bursts:
             health = torch.where(fires & s.bursts, 0.0, health)
         alive = health > 0
-        cooldown = torch.where(fires, s.cooldown + noise, (battle.cooldown - DT).clamp_min(0))
+        cooldown = torch.where(fires, s.cooldown + noise, battle.cooldown)
+        cooldown = (cooldown - DT).clamp_min(0)  # next tick is one tick later
         energy = battle.energy
         if self._any.heals:
             health, energy, heals = self._heal(battle, health, aim, close, s)
@@ -361,11 +364,6 @@ class SC2Combat(Combat):
         found = torch.where(best < FAR / 2, nearest, -1)
         return found if keep is None else torch.where(keep, kept, found)
 
-    def _move(self, position: Tensor, way: Tensor, pace: Tensor, s: Stats) -> Tensor:
-        """Positions after `pace` [m] along `way`, not beyond its end."""
-        length = norm(way).clamp_min(1e-6)
-        return position + way * (torch.minimum(pace, length) / length)
-
     def _splash(
         self, hits: Tensor, fires: Tensor, position: Tensor, to_target: Tensor, distance: Tensor, s: Stats
     ) -> Tensor:
@@ -418,21 +416,43 @@ class SC2Combat(Combat):
 
     # ---- the ground
 
-    def _ground(self, terrain: tuple[tuple[Point, ...], ...]) -> None:
+    def _ground(self, terrain: str) -> None:
         """Constants of the terrain."""
-        corners = torch.tensor([p for polygon in terrain for p in polygon], dtype=torch.float32)
-        low, high = corners.amin(0).to(self.device), corners.amax(0).to(self.device)
-        self._low, self._high = low[:, None, None], high[:, None, None]
+        ground = ground_of(terrain)
+        self._low, self._high = (bound.to(self.device)[:, None, None] for bound in ground.box)
+        self._free = None if ground.free is None else ground.free.to(self.device)
+        self._roads = None
+        if ground.paths is not None:
+            self._roads = ground.node.to(self.device), ground.paths.to(self.device)
+
+    def _move(self, position: Tensor, end: Tensor, pace: Tensor, s: Stats) -> Tensor:
+        """Positions after `pace` [m] towards `end` [2, V, N], not beyond it; around obstacles."""
+        if self._roads is not None:
+            node, paths = self._roads
+            x, y, straight = paths[node[_cell(position)], node[_cell(end)]].unbind(-1)
+            direct = (straight > 0) | s.flies | s.climbs
+            end = torch.where(direct, end, torch.stack([x, y]))
+        way = end - position
+        length = norm(way).clamp_min(1e-6)
+        return position + way * (torch.minimum(pace, length) / length)
 
     def _keep_on_ground(self, position: Tensor, before: Tensor, s: Stats) -> Tensor:
+        """Positions within bounds; who walks into an obstacle slides along it."""
         above = s.flies | s.climbs
         low, high = torch.where(above, 0.0, self._low), torch.where(above, FIELD, self._high)
-        return torch.minimum(torch.maximum(position, low), high)
+        position = torch.minimum(torch.maximum(position, low), high)
+        if self._free is None:
+            return position
+        x, y = torch.stack([position[0], before[1]]), torch.stack([before[0], position[1]])
+        slid = torch.where(self._free[_cell(x)], x, torch.where(self._free[_cell(y)], y, before))
+        return torch.where(self._free[_cell(position)] | above, position, slid)
 
     def _open(self, position: Tensor) -> Tensor:
-        """Whether the ground is free at [2, own, 4, N]."""
-        low, high = self._low[..., None], self._high[..., None]
-        return ((position >= low) & (position < high)).all(0)
+        """Whether the ground is free at [2, ...]."""
+        shape = (2, *[1] * (position.dim() - 1))
+        inside = (position >= self._low.view(shape)) & (position < self._high.view(shape))
+        inside = inside[0] & inside[1]
+        return inside if self._free is None else inside & self._free[_cell(position)]
 
     # ---- reward and observations
 
@@ -514,7 +534,7 @@ class SC2Combat(Combat):
         if self._any.heals:
             count, foes = here.shape[0], attack.shape[1]
             heal = near[:, own] & ~s.heals[own]
-            heal = functional.pad(heal, (0, 0, 0, max(foes - count, 0)))[:, :foes]
+            heal = pad(heal, (0, 0, 0, max(foes - count, 0)))[:, :foes]
             attack = torch.where(s.heals[own, None], heal, attack)
         nothing = torch.stack([~here, here], 1)
         return torch.cat([nothing, moves, attack], 1).permute(2, 0, 1).contiguous()
@@ -555,3 +575,66 @@ def _formation(team: dict[str, int], starts: tuple[Point, ...], sign: int) -> li
                 (x + sign * size * (column - (width - 1) / 2), y + sign * size * (row - (rows - 1) / 2))
             )
     return places
+
+
+def _cell(position: Tensor) -> Tensor:
+    """Index of the cell of 1 m x 1 m in which a position [2, ...] lies."""
+    x, y = position.long().clamp(0, int(FIELD) - 1)
+    return y * int(FIELD) + x
+
+
+class Ground(NamedTuple):
+    """Terrain, K free cells."""
+
+    box: tuple[Tensor, Tensor]
+    """Lower left and upper right corner of what is free, [2] each [m]."""
+    free: Tensor | None
+    """Whether a cell is free, bool [1024]; None where the whole box is."""
+    node: Tensor
+    """Number of a cell among the free ones, 0 of another, int64 [1024]."""
+    paths: Tensor | None
+    """From one free cell to another, where to go straight ahead: x, y [m] and whether that is the
+    end [K, K, 3]; None where every free cell can be seen from every other."""
+
+
+@functools.cache
+def ground_of(terrain: str) -> Ground:
+    """The ground of a kind of terrain, with the shortest paths around obstacles."""
+    size = int(FIELD)
+    centre = torch.stack(torch.meshgrid(*[torch.arange(size) + 0.5] * 2, indexing="xy"), -1).view(-1, 2)
+    outline = torch.tensor(TERRAIN[terrain], dtype=torch.float32)
+    free, box = _inside(centre, outline), (outline.amin(0), outline.amax(0))
+    if bool((free == ((centre > box[0]) & (centre < box[1])).all(1)).all()):
+        return Ground(box, None, torch.zeros(size**2, dtype=torch.int64), None)
+    node = free.cumsum(0) * free - free.long()
+    place = centre[free]
+    samples = torch.linspace(0, 1, 129)[:, None, None, None]
+    seen = torch.ones(len(place), len(place), dtype=torch.bool)
+    for i, start in enumerate(place):  # a row at a time: all at once would take a gigabyte
+        line = start + samples[:, 0] * (place - start)
+        seen[i] = free[_cell(line.permute(2, 0, 1))].all(0)
+    paths = None if bool(seen.all()) else _paths(place, seen)
+    return Ground(box, free, node, paths)
+
+
+def _inside(points: Tensor, outline: Tensor) -> Tensor:
+    """Whether points [P, 2] lie within a polygon [C, 2], by crossings of a ray to the right."""
+    a, b = outline, outline.roll(-1, 0)
+    x, y = points[:, 0, None], points[:, 1, None]
+    crosses = (a[:, 1] > y) != (b[:, 1] > y)
+    at = a[:, 0] + (y - a[:, 1]) * (b[:, 0] - a[:, 0]) / (b[:, 1] - a[:, 1])
+    return (crosses & (x < at)).sum(1) % 2 == 1
+
+
+def _paths(place: Tensor, seen: Tensor) -> Tensor:
+    """See `Ground.paths`: the last cell of the shortest path that can be seen from its start."""
+    distance = torch.cdist(place, place)
+    steps = torch.where((distance < 1.5) & seen, distance, 0.0)
+    _, before = csgraph.dijkstra(steps.numpy(), return_predecessors=True)
+    before = torch.as_tensor(before).long()
+    goal = torch.arange(len(place)).expand(len(place), -1)
+    reached = before >= 0
+    way = goal.clone()
+    while bool((hidden := reached & ~seen.gather(1, way)).any()):
+        way = torch.where(hidden, before.gather(1, way), way)
+    return torch.cat([place[way], (way == goal).float()[..., None]], 2)

@@ -1,0 +1,604 @@
+"""Combat: SMAX step for step, SMAC's shapes, duels by hand, symmetry, contracts."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pettingzoo.test import parallel_api_test, parallel_seed_test
+from torch import Tensor
+
+import envs
+from envs.adapt import from_pettingzoo, to_pettingzoo
+from envs.combat import DT, SCRIPTS, Combat
+from envs.combat_sc2 import SC2Combat, ground_of
+from envs.combat_smax import SMAXCombat
+from envs.units import MAPS, RANDOM, SC2, SMAX, SMAX_MAPS, Map
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def make(name: str, num_envs: int = 1, **kwargs: Any) -> Combat:
+    env = envs.make(f"combat/{name}", num_envs=num_envs, **kwargs)
+    assert isinstance(env, Combat)
+    return env
+
+
+def duel(ally: str, enemy: str, gap: float = 1.0, monkeypatch: Any = None) -> SC2Combat:
+    """One against one at a distance of `gap` from edge to edge, nothing random."""
+    monkeypatch.setitem(MAPS, "duel", Map({ally: 1}, {enemy: 1}, 200))
+    env = envs.make("combat/3m")  # the argument checker knows ids; the map is ours
+    from envs.combat import make_combat
+
+    env = make_combat("duel")
+    assert isinstance(env, SC2Combat)
+    env.reset(seed=0)
+    far = SC2[ally].radius + SC2[enemy].radius + gap
+    env.battle.position.copy_(torch.tensor([[16.0, 16 + far], [16.0, 16.0]])[..., None])
+    return env
+
+
+def tick(env: SC2Combat, count: int, scripts: tuple[str | None, str | None]) -> list[Any]:
+    """States after each of `count` ticks, without delays of weapons."""
+    pairs, stats = env._fixed
+    still = torch.zeros(2, env.num_units, env.num_envs)
+    history = []
+    for i in range(count):
+        env.battle = env._tick(
+            env.battle, stats, pairs, still, still[0], scripts, first=i % 8 == 0
+        )
+        history.append(env.battle)
+    return history
+
+
+def available(info: dict[str, Tensor], seed: int) -> Tensor:
+    """Random actions among the available, the same for a row whatever N is."""
+    mask = info["avail_actions"]
+    draws = torch.rand(512, *mask.shape[1:], generator=torch.Generator().manual_seed(seed))
+    return (draws[: len(mask)] + 1).masked_fill(~mask, 0).argmax(-1)
+
+
+# ---- SMAX, step for step
+
+
+def golden(name: str) -> tuple[SMAXCombat, dict[str, Tensor]]:
+    """An environment in the states of a golden file, and the file."""
+    with np.load(GOLDEN / f"smax_{name}.npz") as file:
+        data = {key: torch.as_tensor(file[key]) for key in file.files}
+    env = make(name, len(data["action"]), rules="smax", device="cpu")
+    assert isinstance(env, SMAXCombat)
+    env.reset(seed=0)
+    env.battle = env.battle._replace(
+        position=data["position"].permute(2, 1, 0).contiguous(),
+        health=data["health"].t().contiguous(),
+        cooldown=data["cooldown"].t().contiguous(),
+        action=data["last"].long().t().contiguous(),
+        kind=data["kind"].long().t().contiguous() if env.random_teams else env.battle.kind,
+    )
+    return env, data
+
+
+SMAX_GOLDEN = ("3m", "2s3z", "5m_vs_6m", "6h_vs_8z", "smacv2_5_units")
+
+
+@pytest.mark.parametrize("name", SMAX_GOLDEN)
+def test_a_step_is_that_of_smax(name: str) -> None:
+    env, data = golden(name)
+    draws = torch.rand(env.step_draws, env.num_envs, generator=torch.Generator().manual_seed(0))
+    before = env.battle
+    after, reward, over, _ = env._step(before, data["action"].long().t(), draws, (None, None))
+    assert (after.position.permute(2, 1, 0) - data["next_position"]).abs().max() < 1e-4
+    assert (after.health.t() - data["next_health"]).abs().max() < 1e-3
+    assert torch.equal(after.health.t() > 0, data["next_alive"])
+    assert (reward - data["reward"][:, 0]).abs().max() < 1e-5
+    assert torch.equal(over, data["over"].bool())
+    # Delays are random: equal where nobody fired, within what they may differ where one did.
+    late = after.cooldown.t() - data["next_cooldown"]
+    assert late.abs().max() <= 3 * DT + 1e-5
+    idle = (data["action"] < 5) | (data["health"] <= 0)
+    assert late[idle].abs().max() < 1e-5
+    assert (data["next_health"] < data["health"]).sum() > 10  # there was fighting
+    assert ((data["next_position"] - data["position"]).norm(dim=-1) > 0.1).sum() > 20
+
+
+@pytest.mark.parametrize("name", SMAX_GOLDEN)
+def test_observations_states_and_masks_are_those_of_smax(name: str) -> None:
+    env, data = golden(name)
+    for side in (0, 1):
+        obs, context = env.observe(side)
+        rows = slice(0, env.num_agents) if side == 0 else slice(env.num_agents, None)
+        assert (obs - data["obs_before"][:, rows]).abs().max() < 1e-5
+        mask = data["available_before"][:, rows, : env.num_actions[side]]
+        assert torch.equal(context["avail_actions"], mask.bool())
+        assert (context["state"] - data["state_before"]).abs().max() < 1e-4
+        assert torch.equal(context["alive"], data["health"][:, rows] > 0)
+
+
+@pytest.mark.parametrize("name", SMAX_GOLDEN)
+def test_the_heuristic_is_that_of_smax(name: str) -> None:
+    """Where it attacks; where it walks, SMAX draws whom to, unless it sees at most one."""
+    env, data = golden(name)
+    env.battle = env.battle._replace(goal=32 - env.battle.position)
+    choice = torch.rand(env.num_units, env.num_envs)
+    s = env._stats(env.battle.kind)
+    both = ("heuristic", "heuristic")
+    ours = env._decide(env.battle, s, env.battle.action, choice, both).t()
+    theirs, alive = data["heuristic"], data["health"] > 0
+    attacks = (theirs >= 5) & alive
+    assert torch.equal(ours[attacks], theirs[attacks])
+    assert attacks.sum() > 20
+    assert ((ours >= 5) == (theirs >= 5))[alive].all()
+    foe = env._foe[..., 0]
+    sight = s.sight.expand(env.num_units, env.num_envs).t()
+    apart = torch.cdist(data["position"], data["position"])
+    seen = (apart < sight[..., None]) & alive[:, None] & foe
+    sure = (seen.sum(2) <= 1) & alive & ~attacks
+    assert torch.equal(ours[sure], theirs[sure])
+    assert sure.sum() > 3
+
+
+SMAX_RATES = {
+    ("3m", "closest"): (0.500, 14.03, 1.413),
+    ("3m", "weakest"): (0.604, 14.22, 1.540),
+    ("2s3z", "closest"): (0.472, 71.10, 1.382),
+    ("2s3z", "weakest"): (0.804, 72.67, 1.787),
+    ("5m_vs_6m", "closest"): (0.001, 12.47, 0.571),
+    ("5m_vs_6m", "weakest"): (0.004, 12.87, 0.589),
+    ("3s5z", "closest"): (0.426, 82.56, 1.349),
+    ("3s5z", "weakest"): (0.809, 79.83, 1.797),
+    ("8m", "closest"): (0.512, 17.42, 1.427),
+    ("8m", "weakest"): (0.521, 18.11, 1.438),
+}
+"""SMAX 0.2.0, 1024 episodes each: won, length, return."""
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        pytest.param(*key, marks=() if key[0] in ("3m", "5m_vs_6m") else pytest.mark.full)
+        for key in SMAX_RATES
+    ],
+)
+def test_scripts_win_as_often_as_in_smax(name: str, script: str) -> None:
+    won, length, returned = SMAX_RATES[name, script]
+    record = make(name, 1024, rules="smax").scripted(script, seed=1)
+    rate = record.won.mean().item()
+    # 3 standard errors of the difference of two samples, at most 0.066
+    assert abs(rate - won) <= 3 * math.sqrt(2 * max(won * (1 - won), 0.004) / 1024)
+    assert record.length.mean().item() == pytest.approx(length, rel=0.02)
+    assert record.returned.mean().item() == pytest.approx(returned, rel=0.03)
+
+
+# ---- shapes are SMAC's
+
+SHAPES = {  # agents, enemies, limit, observation, state, actions
+    "3m": (3, 3, 60, 30, 48, 9), "8m": (8, 8, 120, 80, 168, 14),
+    "25m": (25, 25, 150, 250, 950, 31), "5m_vs_6m": (5, 6, 70, 55, 98, 12),
+    "8m_vs_9m": (8, 9, 120, 85, 179, 15), "10m_vs_11m": (10, 11, 150, 105, 243, 17),
+    "27m_vs_30m": (27, 30, 180, 285, 1170, 36), "MMM": (10, 10, 150, 160, 290, 16),
+    "MMM2": (10, 12, 180, 176, 322, 18), "2s3z": (5, 5, 120, 80, 120, 11),
+    "3s5z": (8, 8, 150, 128, 216, 14), "1c3s5z": (9, 9, 180, 162, 270, 15),
+    "3s5z_vs_3s6z": (8, 9, 170, 136, 230, 15), "3s_vs_5z": (3, 5, 250, 48, 68, 11),
+    "6h_vs_8z": (6, 8, 150, 78, 140, 14), "corridor": (6, 24, 400, 156, 282, 30),
+    "bane_vs_bane": (24, 24, 200, 336, 984, 30), "2c_vs_64zg": (2, 64, 400, 332, 342, 70),
+    "2s_vs_1sc": (2, 1, 300, 17, 27, 7), "so_many_baneling": (7, 32, 100, 202, 397, 38),
+}  # fmt: skip
+
+
+def test_every_map_of_smac_is_there() -> None:
+    assert set(SHAPES) == set(MAPS)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_those_of_smac(name: str) -> None:
+    agents, enemies, limit, size, state, actions = SHAPES[name]
+    env = make(name, 2)
+    obs, info = env.reset(seed=0)
+    assert (env.num_agents, env.num_enemies, env.max_episode_steps) == (agents, enemies, limit)
+    assert obs.shape == (2, agents, size) == (2, *(env.single_observation_space.shape or ()))
+    assert info["state"].shape == (2, state)
+    assert info["avail_actions"].shape == (2, agents, actions)
+    for seed in range(3):
+        obs, reward, *_, info = env.step(available(info, seed))
+    assert obs.isfinite().all()
+    assert reward.shape == info["battle_won"].shape == (2,)
+    theirs, context = env.observe(1)
+    assert theirs.shape[:2] == (2, enemies)
+    assert context["avail_actions"].shape == (2, enemies, 6 + agents)
+
+
+def test_masks_observations_and_state_by_hand() -> None:
+    env = make("2s3z")
+    env.reset(seed=0)
+    battle = env.battle
+    battle.position[:, :, 0] = torch.tensor([[10.0 + i, 16.0] for i in range(10)]).t()
+    battle.health[1] = 0  # a dead ally
+    battle.health[0] = 40
+    battle.shield[0] = 20
+    battle.health[6] = 0  # a dead enemy
+    battle.position[1, 2] = 23.5  # at the northern edge
+    env._seen = {}
+    obs, context = env.observe(0)
+    mask = context["avail_actions"][0]
+    assert mask[1].tolist() == [True] + [False] * 10
+    assert not obs[0, 1].any()
+    assert mask[0, :6].tolist() == [False, True, True, True, True, True]
+    assert not mask[2, 2]  # 1 m further north is no ground
+    assert mask[0, 6:].tolist() == [True, False, False, False, False]  # within 6 m, alive
+    assert mask[4, 6:].tolist() == [True, False, True, True, True]
+    enemy = obs[0, 4, 4:12]  # of the last zealot: the first enemy, 1 m to the east
+    expected = [1, 1 / 9, 1 / 9, 0, 1, 1, 1, 0]  # attackable, distance, x, y, health, shield, stalker
+    assert torch.allclose(enemy, torch.tensor(expected))
+    assert not obs[0, 4, 12:20].any()  # dead
+    friend = obs[0, 4, 4 + 40 :][:8]
+    expected = [1, 4 / 9, -4 / 9, 0, 0.5, 0.25, 1, 0]
+    assert torch.allclose(friend, torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(obs[0, 0, -4:], torch.tensor([0.5, 0.25, 1.0, 0.0]))
+    state = context["state"][0]
+    assert torch.allclose(state[:7], torch.tensor([0.5, 0, -6 / 32, 0, 0.25, 1, 0]))
+    assert not state[7:14].any()
+    assert torch.allclose(state[35:41], torch.tensor([1, -1 / 32, 0, 1, 1, 0]))
+    assert not state[65:].any()  # no action so far
+    *_, info = env.step(torch.tensor([[1, 0, 3, 1, 6]]))
+    last = info["state"][0, 65:].view(5, 11)
+    assert last.argmax(1).tolist() == [1, 0, 3, 1, 6]
+    assert (last.sum(1) == 1).all()
+
+
+def test_moves_and_unavailable_actions() -> None:
+    env = make("3m")
+    env.reset(seed=0)
+    env.battle.position[1, :3, 0] = torch.tensor([12.0, 16.0, 20.0])  # not in each other's way
+    before = env.battle.position.clone()
+    env.step(torch.tensor([[2, 4, 1]]))
+    moved = (env.battle.position - before)[..., 0]
+    assert torch.allclose(moved[:, 0], torch.tensor([0.0, 1.125]), atol=0.02)
+    assert torch.allclose(moved[:, 1], torch.tensor([1.125, 0.0]), atol=0.02)
+    assert moved[:, 2].abs().max() < 0.02
+    before = env.battle.position.clone()
+    env.step(torch.tensor([[0, 6, 1]]))  # alive; 14 m away
+    assert torch.equal(env.battle.position[:, :3], before[:, :3])
+    assert env.battle.action[:3, 0].tolist() == [1, 1, 1]
+
+
+# ---- duels
+
+
+def test_marine_against_marine(monkeypatch) -> None:
+    env = duel("marine", "marine", monkeypatch=monkeypatch)
+    history = tick(env, 200, ("closest", "closest"))
+    health = [battle.health[1, 0].item() for battle in history]
+    shots = [i for i, (a, b) in enumerate(zip([45.0, *health], health, strict=False)) if b < a]
+    assert len(shots) == 8  # 45 / 6
+    assert health[shots[-2]] == pytest.approx(3)
+    assert shots[0] == 0
+    gaps = np.diff(shots)
+    assert (gaps == 14).all()  # 0.861 s are 13.8 ticks
+    assert 12 <= (shots[-1] + 1) / 8 <= 13  # steps
+    assert history[-1].health[0, 0] == 0  # both die at once
+
+
+def test_marine_against_zealot(monkeypatch) -> None:
+    """6 on the shield, 5 on the health behind armour 1, mixed in between."""
+    env = duel("marine", "zealot", gap=4.9, monkeypatch=monkeypatch)
+    env.battle.shield[1] = 9
+    history = tick(env, 30, ("closest", None))
+    assert history[0].shield[1, 0] == 3
+    assert history[0].health[1, 0] == 100
+    assert history[14].shield[1, 0] == 0
+    assert history[14].health[1, 0] == pytest.approx(100 - 2.5)  # half of the hit, behind armour
+    assert history[28].health[1, 0] == pytest.approx(100 - 7.5)
+
+
+def test_bonus_damage_several_hits_and_least_damage(monkeypatch) -> None:
+    env = duel("stalker", "marauder", monkeypatch=monkeypatch)
+    assert tick(env, 1, ("closest", None))[0].health[1, 0] == 125 - (13 + 5 - 1)
+    env = duel("zealot", "marauder", gap=0.05, monkeypatch=monkeypatch)
+    assert tick(env, 1, ("closest", None))[0].health[1, 0] == 125 - 2 * (8 - 1)
+    env = duel("stalker", "zealot", gap=1, monkeypatch=monkeypatch)
+    env.battle.shield[1] = 0
+    assert tick(env, 1, ("closest", None))[0].health[1, 0] == 100 - 12
+    weak = envs.units.Unit(10, 1, 1.0, 5, 0.4, 2.0, 9)
+    monkeypatch.setitem(SC2, "weak", weak)
+    env = duel("weak", "spine_crawler", monkeypatch=monkeypatch)  # armour 2
+    assert tick(env, 1, ("closest", None))[0].health[1, 0] == pytest.approx(
+        299.5 + SC2["spine_crawler"].regeneration * DT
+    )
+
+
+def test_shields_and_health_regenerate(monkeypatch) -> None:
+    env = duel("zealot", "zergling", gap=20, monkeypatch=monkeypatch)
+    env.battle.shield[0], env.battle.quiet[0], env.battle.health[1] = 10, 10, 20
+    history = tick(env, 176, (None, None))
+    assert history[158].shield[0, 0] == 10
+    assert history[175].shield[0, 0] == pytest.approx(10 + 2 * 17 / 16, abs=0.2)
+    assert history[159].health[1, 0] == pytest.approx(20 + 0.2734 * 10, abs=1e-3)
+    assert history[-1].health[0, 0] == 100
+
+
+def test_only_some_shoot_up(monkeypatch) -> None:
+    env = duel("marauder", "medivac", monkeypatch=monkeypatch)
+    assert tick(env, 1, ("closest", None))[0].target[0, 0] == -1
+    env = duel("marine", "medivac", monkeypatch=monkeypatch)
+    assert tick(env, 1, ("closest", None))[0].health[1, 0] == 150 - 5
+
+
+def test_medivacs_heal_for_energy() -> None:
+    env = make("MMM")
+    env.reset(seed=0)
+    medivac, marine = 9, 3
+    env.battle.health[marine] = 20
+    near = env.battle.position[:, marine] + 1
+    env.battle.position[:, medivac] = near
+    *_, info = env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    assert env.battle.health[marine, 0] == pytest.approx(20 + 9 * 0.5, abs=1e-3)
+    assert env.battle.energy[medivac, 0] == pytest.approx(50 - 1.5 + 0.5625 / 2, abs=1e-3)
+    env.battle.energy[medivac] = 4  # goes on, although it could not begin
+    env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    assert env.battle.health[marine, 0] > 28
+    env.step(torch.tensor([[1] * 10]))
+    health = env.battle.health[marine].clone()
+    env.battle.energy[medivac] = 4
+    env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    assert env.battle.health[marine, 0] == health
+
+
+def test_banelings_burst_and_colossi_hit_in_a_line(monkeypatch) -> None:
+    monkeypatch.setitem(MAPS, "burst", Map({"baneling": 1}, {"marine": 3}, 50))
+    from envs.combat import make_combat
+
+    env = make_combat("burst")
+    assert isinstance(env, SC2Combat)
+    env.reset(seed=0)
+    place = torch.tensor([[16.0, 16], [16.8, 16], [16, 18.4], [16, 19.0]]).t()
+    env.battle.position.copy_(place[..., None])
+    health = tick(env, 1, ("closest", None))[0].health[:, 0]
+    assert health.tolist() == [0, 10, 10, 45]  # 16 + 19 against light, within 2.2 m of the edge
+    monkeypatch.setitem(MAPS, "beam", Map({"colossus": 1}, {"marine": 4}, 50))
+    env = make_combat("beam")
+    assert isinstance(env, SC2Combat)
+    env.reset(seed=0)
+    place = torch.tensor([[16.0, 16], [20, 16], [20, 17.7], [21, 16], [20, 18]]).t()
+    env.battle.position.copy_(place[..., None])
+    health = tick(env, 1, ("closest", None))[0].health[:, 0]
+    assert health[1:].tolist() == [15, 15, 45, 45]  # twice 10 + 5
+
+
+def test_a_team_of_healers_has_lost() -> None:
+    env = make("MMM")
+    _, info = env.reset(seed=0)
+    env.battle.health[:9] = 0
+    _, reward, terminated, _, info = env.step(available(env.context(), 0))
+    assert terminated.all()
+    assert not info["battle_won"].any()
+
+
+def test_the_reward_of_a_victory_without_regeneration_is_twenty() -> None:
+    env = make("3m", 64)
+    record = env.scripted("weakest", seed=0)
+    won = record.won > 0
+    assert 0 < won.float().mean() < 1
+    assert torch.allclose(record.returned[won], torch.tensor(20.0), atol=1e-3)
+    assert record.returned[~won].max() <= 20 - 20 * 200 / 365 + 1e-4
+    sparse = make("3m", 64, reward="sparse").scripted("weakest", seed=0)
+    assert torch.equal(sparse.returned, torch.where(won, 1.0, -1.0))
+
+
+# ---- symmetry, terrain, teams
+
+
+@pytest.mark.parametrize("name", ["3m", "2s3z", pytest.param("MMM", marks=pytest.mark.full)])
+def test_equal_teams_with_equal_scripts_win_equally_often(name: str) -> None:
+    n = 512
+    rate = make(name, n, jitter=0.5).scripted("attack-move", seed=0).won.mean().item()
+    draws = 0.03  # both sides can die at once, which is no victory
+    assert abs(rate - 0.5) <= 3 * math.sqrt(0.25 / n) + draws
+
+
+def test_self_play_is_symmetric_and_sees_the_enemies_side() -> None:
+    """A policy on both sides, by observations alone, wins as often as it loses."""
+
+    def policy(obs: Tensor, context: dict[str, Tensor]) -> Tensor:
+        mask, state = context["avail_actions"], context["state"]
+        attack = mask[..., 6:]
+        # own units and enemies have 4 and 3 columns: towards the mean of the enemies
+        own, foe = state[:, 2:12:4], state[:, 13:21:3]
+        ahead = torch.where(own.sum(1) < foe.sum(1), 4, 5)[:, None].expand(mask.shape[:2])
+        can = mask.gather(2, ahead[..., None])[..., 0]
+        move = torch.where(can, ahead, mask[..., 1].long())
+        return torch.where(attack.any(-1), 6 + attack.to(torch.uint8).argmax(-1), move)
+
+    n = 256
+    env = make("3m", n, opponent=policy, jitter=0.5)
+    obs, info = env.reset(seed=0)
+    won, lost, alive = torch.zeros(n), torch.zeros(n), torch.ones(n)
+    for _ in range(60):
+        obs, _, terminated, truncated, info = env.step(policy(obs, info))
+        draw = info["final_info"]["alive"].any(1) == 0
+        won += alive * info["battle_won"]
+        lost += alive * (terminated & draw)
+        alive *= ~(terminated | truncated)
+    assert won.sum() > 80
+    assert lost.sum() > 80
+    both = 0.05 * n  # battles in which both died at once count as lost
+    assert abs(won.sum() - lost.sum()) <= 3 * math.sqrt(n) + both
+    with pytest.raises(ValueError, match="expected a scripted opponent"):
+        env.scripted_win_rate("closest")
+
+
+def test_units_go_around_obstacles() -> None:
+    env = make("corridor")
+    env.reset(seed=0)
+    env.battle.health[1:6] = 0
+    env.battle.position[:, 0] = torch.tensor([[2.0], [2.0]])
+    env.battle.health[0] = 1e6
+    ground = ground_of("corridor")
+    assert ground.free is not None
+    from envs.combat_sc2 import _cell
+
+    for _ in range(40):
+        env.step(torch.tensor([[1, 0, 0, 0, 0, 0]]))
+        assert ground.free[_cell(env.battle.position)].all()
+    near = (env.battle.position[:, 6:] - env.battle.position[:, :1]).norm(dim=0)
+    assert (near < 6).sum() > 12
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_teams_are_drawn_from_their_race(name: str) -> None:
+    env = make(name, 256)
+    obs, info = env.reset(seed=0)
+    kinds = env.battle.kind
+    agents = env.num_agents or 0
+    assert torch.equal(kinds[:agents], kinds[agents : 2 * agents])  # enemies are the same, and more
+    share = torch.bincount(kinds[:agents].flatten(), minlength=3) / kinds[:agents].numel()
+    assert torch.allclose(share, torch.tensor([0.45, 0.45, 0.1]), atol=0.06)
+    assert (env.battle.position > 0).all() and (env.battle.position < 32).all()
+    assert not torch.equal(kinds[:, 0], kinds[:, 1])
+    *_, info = env.step(available(info, 0))
+    assert obs.isfinite().all()
+
+
+# ---- contracts
+
+
+@pytest.mark.parametrize("rules", ["sc2", "smax"])
+def test_a_row_does_not_depend_on_the_others_and_seeds_repeat(rules: str) -> None:
+    many, few = make("2s3z", 9, rules=rules), make("2s3z", 2, rules=rules)
+    again = make("2s3z", 9, rules=rules)
+    obs, info = many.reset(seed=3)
+    first, info_few = few.reset(seed=3)
+    same, info_again = again.reset(seed=3)
+    for seed in range(25):
+        assert torch.equal(obs[:2], first)
+        assert torch.equal(obs, same)
+        obs, *_, info = many.step(available(info, seed))
+        first, *_, info_few = few.step(available(info_few, seed))
+        same, *_, info_again = again.step(available(info_again, seed))
+    assert not torch.equal(obs[0], obs[1])
+
+
+NAMES = ["3m", "MMM2", "protoss_5_vs_5", "smacv2_5_units"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeps_every_promise_of_a_batched_environment(name: str) -> None:
+    envs.check(f"combat/{name}", steps=16, num_envs=3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("id", [id for id in envs.ENVS if id.startswith("combat/")])
+def test_every_map_keeps_every_promise(id: str) -> None:
+    envs.check(id, steps=16, num_envs=3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "rules"), [("3m", "sc2"), ("3m", "smax")])
+def test_pettingzoos_checkers_pass(name: str, rules: str) -> None:
+    parallel_api_test(to_pettingzoo(make(name, rules=rules)), num_cycles=60)
+    parallel_seed_test(lambda: to_pettingzoo(make(name, rules=rules)), num_cycles=30)
+
+
+def test_there_and_back_through_pettingzoo() -> None:
+    back = from_pettingzoo(lambda: to_pettingzoo(make("3m")))
+    obs, info = back.reset(seed=0)
+    assert obs.shape == (1, 3, 30)
+    assert info["avail_actions"].shape == (1, 3, 9)
+    obs, *_, info = back.step(available(info, 0))
+    assert obs.isfinite().all()
+    back.close()
+
+
+def test_scripted_episodes_leave_the_environment_as_it_was() -> None:
+    env = make("3m", 8)
+    _, info = env.reset(seed=0)
+    env.step(available(info, 0))
+    before = env._observe()
+    rates = {script: env.scripted_win_rate(script, seed=5) for script in SCRIPTS}
+    assert torch.equal(env._observe(), before)
+    assert rates == {script: env.scripted_win_rate(script, seed=5) for script in SCRIPTS}
+    assert env.elapsed.tolist() == [1] * 8
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "rules"), [("2s3z", "sc2"), ("2s3z", "smax"), ("MMM", "sc2")])
+def test_compiled_is_eager(name: str, rules: str) -> None:
+    eager, compiled = (make(name, 16, rules=rules, compile=flag) for flag in (False, True))
+    (_, info), _ = eager.reset(seed=0), compiled.reset(seed=0)
+    for seed in range(20):
+        action = available(info, seed)
+        first, second = eager.step(action), compiled.step(action)
+        assert torch.allclose(first[0], second[0], atol=1e-4)
+        assert torch.allclose(first[1], second[1], atol=1e-4)
+        info = first[4]
+        assert torch.equal(info["avail_actions"], second[4]["avail_actions"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rules", ["sc2", "smax"])
+def test_cuda_is_cpu(rules: str) -> None:
+    host, device = make("2s3z", 8, rules=rules), make("2s3z", 8, rules=rules, device="cuda")
+    host.step_draws = device.step_draws = host.step_draws
+    _, info = host.reset(seed=0)
+    device.reset(seed=0)
+    for seed in range(50):
+        action = available(info, seed)
+        obs, reward, *_, info = host.step(action)
+        other, paid, *_ = device.step(action.cuda())
+        assert torch.allclose(obs, other.cpu(), atol=1e-4)
+        assert torch.allclose(reward, paid.cpu(), atol=1e-4)
+
+
+def test_rendering_shows_units_where_they_are() -> None:
+    env = make("3m", 2)
+    env.reset(seed=0)
+    env.battle.position[:, :, 0] = torch.tensor(
+        [[4.25, 16.25], [8.25, 16.25], [12.25, 16.25], [20.25, 16.25], [24.25, 16.25], [28.25, 16.25]]
+    ).t()
+    env.battle.health[5] = 0
+    env.battle.health[4] = 22.5
+    image = env.render(64)
+    assert image.shape == (2, 3, 64, 64)
+    assert image.dtype == torch.uint8
+    pixel = {x: image[0, :, 31, 2 * x].tolist() for x in (4, 8, 20, 24, 28, 16)}
+    assert pixel[4] == pixel[8] == [60, 110, 225]
+    assert pixel[20] == pixel[24] == [220, 70, 60]
+    assert pixel[28] == pixel[16] == [235, 235, 235]  # dead; nobody
+    assert image[0, :, 60, 0].tolist() == [120, 120, 120]  # no ground
+    large = env.render(512)[0].permute(1, 2, 0)
+    green = (large == torch.tensor([30, 160, 60])).all(-1)
+    whole, half = green[:, 310:340].sum(), green[:, 374:404].sum()
+    assert half * 2 == pytest.approx(whole.item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rules": "chess"}, "rules='chess': expected one of sc2, smax"),
+        ({"opponent": "napoleon"}, "opponent='napoleon': expected one of closest, weakest"),
+        ({"reward": "gold"}, "reward='gold': expected one of shaped, sparse"),
+        ({"jitter": -1.0}, "jitter=-1.0: expected at least 0"),
+        ({"rules": "smax", "jitter": 1.0}, "expected 0, the starts of rules='smax' are random"),
+        ({"rulse": "smax"}, "did you mean 'rules'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("3m", **arguments)
+
+
+def test_maps_and_scripts_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match="map='MMM': expected one of 3m"):
+        make("MMM", rules="smax")
+    with pytest.raises(ValueError, match="map='smacv2_5_units': expected one of 3m"):
+        make("smacv2_5_units", rules="sc2")
+    with pytest.raises(ValueError, match="did you mean 'combat/2s3z'"):
+        envs.make("combat/2s3x")
+    with pytest.raises(ValueError, match="script='rush': expected one of closest"):
+        make("3m").scripted("rush")
+    assert set(SMAX_MAPS) - set(MAPS) == {f"smacv2_{n}_units" for n in (5, 10, 20)}
+    assert len(SMAX) == 6
