@@ -13,7 +13,6 @@ Without roles and attention it is recurrent MAPPO: `python train.py recurrent-ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +102,9 @@ class ACORMMAPPOConfig(AgentConfig):
         require(0 < self.key_rate <= 1, "key_rate", self.key_rate, "in (0, 1]")
         fits = self.minibatches <= self.num_envs
         require(fits, "minibatches", self.minibatches, f"at most num_envs={self.num_envs}")
-        require(self.roles or not self.attention, "attention", self.attention, "False without roles")
+        require(
+            self.roles or not self.attention, "attention", self.attention, "False without roles"
+        )
 
 
 class Critic(nn.Module):
@@ -125,7 +126,9 @@ class Critic(nn.Module):
             )
             size = self.attention.size
         self.head = nn.Sequential(
-            nn.Linear(64 + size, config.critic_hidden), nn.ReLU(), nn.Linear(config.critic_hidden, 1)
+            nn.Linear(64 + size, config.critic_hidden),
+            nn.ReLU(),
+            nn.Linear(config.critic_hidden, 1),
         )
 
     def remember(
@@ -314,7 +317,9 @@ class ACORMMAPPO(Agent):
     def _descend(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
         optimizer.zero_grad()
         loss.backward()
-        groups = self.groups if optimizer is self.optimizer else [optimizer.param_groups[0]["params"]]
+        groups = (
+            self.groups if optimizer is self.optimizer else [optimizer.param_groups[0]["params"]]
+        )
         for group in groups:
             nn.utils.clip_grad_norm_(group, self.config.max_grad_norm)
         optimizer.step()

@@ -167,7 +167,9 @@ def settings(run: dict[str, Any]) -> Any:
     layers, agent = train._layers(run["method"])
     scale = {k: v for k, v in SCALES[run["scale"]].items() if k != "points"}
     if "no-contrastive" in run["method"]:
-        scale = {k: v for k, v in scale.items() if k not in ("contrastive_interval", "pretrain_roles")}
+        scale = {
+            k: v for k, v in scale.items() if k not in ("contrastive_interval", "pretrain_roles")
+        }
     scale |= {"env": f"combat/{run['map']}", "seed": run["seed"], "device": "auto"}
     if run["method"] == "qmix-matched":
         scale |= matched(scale["env"])
