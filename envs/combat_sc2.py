@@ -22,7 +22,7 @@ from envs.combat import (
     scattered_starts,
     separate,
 )
-from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Point
+from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
 
 SIGHT, SHOOT = 9.0, 6.0
 """SMAC: what agents see and may attack, for all types of unit, between centres [m]."""
