@@ -9,9 +9,9 @@
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
 is what busy cores can do: 1 gradient step per 100 environment steps, of 16 episodes, and targets
 that look further ahead (TD(λ)). All methods have the same settings, environment steps and gradient
-steps; those that train ACORM's embedding and roles first are among them. Every run is a directory under runs/benchmark/acorm and is skipped when
-it is done, so the command can be interrupted and issued again. Results on `combat` are not SMAC
-results.
+steps; those that train ACORM's embedding and roles first are among them. Every run is a directory
+under runs/benchmark/acorm and is skipped when it is done, so the command can be interrupted and
+issued again. Results on `combat` are not SMAC results.
 """
 
 from __future__ import annotations

@@ -102,8 +102,11 @@ def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None
     kind = torch.tensor([types.index(k) for k in kinds]).expand_as(counts).flatten()[kept]
     when = torch.arange(time)[:, None, None].expand_as(counts).flatten()[kept]
     figure = Figure(figsize=(15, 4.6), layout="constrained")
-    panels = (("type of unit", kind, "tab10"), ("cluster of its step", label.flatten()[kept], "tab10"),
-              ("step of the episode", when, "viridis"))  # fmt: skip
+    panels = (
+        ("type of unit", kind, "tab10"),
+        ("cluster of its step", label.flatten()[kept], "tab10"),
+        ("step of the episode", when, "viridis"),
+    )
     for i, (title, colour, scale) in enumerate(panels):
         axes = figure.add_subplot(1, 3, i + 1)
         shades = colormaps[scale](colour.numpy() / (9 if scale == "tab10" else max(1, time - 1)))
@@ -115,7 +118,7 @@ def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None
 
 
 def draw_attention(weights: Any, counts: Any, env: Any, path: Path) -> None:
-    """Attention of the state's queries (rows) to the agents' roles, mean of the heads, over time."""
+    """Attention of the state's queries (rows) to the agents' roles, mean of the heads."""
     length = max(1, int(counts.any(-1).sum()))
     steps = np.linspace(0, length - 1, min(6, length)).astype(int)
     figure = Figure(figsize=(2.4 * len(steps), 3), layout="constrained")
@@ -166,7 +169,7 @@ def speed_table(rows: list[dict[str, str]]) -> list[str]:
         "CPU-seconds at the sizes of 2s3z, 32 episodes of 120 steps, one thread. *Loops* is the "
         "published structure (Python loops over time, one K-means per step) in the same run; "
         "*published* are the published code's times, measured once on another day.", "",
-        "| operation | ours | loops | ratio | published | ratio | bar |", "|---|---|---|---|---|---|---|",
+        "| operation | ours | loops | ratio | published | ratio | bar |", "|---" * 7 + "|",
     ]  # fmt: skip
     for row in rows:
 
@@ -213,8 +216,11 @@ def learning_tables(
             cells.append(f"{np.mean([float(r['cpu_seconds']) for r in runs]):.0f}")
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    return [*lines, "Interquartile means with 95 % bootstrap intervals where there is more than one "
-            "seed; one seed is an illustration.", ""]  # fmt: skip
+    note = (
+        "Interquartile means with 95 % bootstrap intervals where there is more than one seed; one "
+        "seed is an illustration."
+    )
+    return [*lines, note, ""]
 
 
 def draw_curves(curves: list[dict[str, str]], path: Path) -> None:
