@@ -25,12 +25,12 @@ def unroll(
     """
     if starts is None:
         return gru(x, None if hidden is None else hidden[None])[0]
+    memory = x.new_zeros(x.shape[1], gru.hidden_size) if hidden is None else hidden
     steps = []
-    hidden = x.new_zeros(x.shape[1], gru.hidden_size) if hidden is None else hidden
     for t in range(len(x)):
-        hidden = hidden * (~starts[t, :, None]).float()
-        hidden = gru(x[t : t + 1], hidden[None])[0][0]
-        steps.append(hidden)
+        memory = memory * (~starts[t, :, None]).float()
+        memory = gru(x[t : t + 1], memory[None])[0][0]
+        steps.append(memory)
     return torch.stack(steps)
 
 
