@@ -31,6 +31,8 @@ def _guard() -> None:
 
 _guard()
 
+from agents.acorm import ACORM  # noqa: E402
+from agents.acorm_mappo import ACORMMAPPO  # noqa: E402
 from agents.base import Agent, AgentConfig  # noqa: E402
 from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E402
 from agents.core.config import ConfigError  # noqa: E402
@@ -41,6 +43,8 @@ from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
 __all__ = [
+    "ACORM",
+    "ACORMMAPPO",
     "AGENTS",
     "CORRO",
     "MASD",
@@ -55,7 +59,13 @@ __all__ = [
     "load",
 ]
 
-AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD, "corro": CORRO}
+AGENTS: dict[str, type[Agent]] = {
+    "slim": SLIM,
+    "masd": MASD,
+    "acorm": ACORM,
+    "acorm-mappo": ACORMMAPPO,
+    "corro": CORRO,
+}
 
 
 def load(path: str | Path, **kwargs: Any) -> Agent:

@@ -132,6 +132,8 @@ class Agent:
     Config: ClassVar[type[AgentConfig]]
     score: ClassVar[str] = "return_mean"
     """The evaluation metric that decides which checkpoint is the best one."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Entries of the environment's context that `act` finds in its state, e.g. `avail_actions`."""
 
     def __init__(
         self,
@@ -237,7 +239,7 @@ class Agent:
         for _ in range(self.rollout_steps):
             obs, state, context = self._obs, self._state, self.env.context()
             self.guard.watch("observation", obs)  # first: it would infect all that follows
-            action, carried = self.act(obs, state, deterministic=False)
+            action, carried = self.act(obs, self.perceive(state, context), deterministic=False)
             self.guard.watch("action", action)
             if self.device.type == "cpu":
                 self.guard.check()
@@ -252,6 +254,10 @@ class Agent:
                 [torch.where(done, 0, running), torch.where(done, running, self._returns[1])]
             )
             self.num_timesteps += self.num_envs
+
+    def perceive(self, state: State, context: Mapping[str, Any]) -> State:
+        """`state` with what `act` reads of the environment's context."""
+        return state | {name: context[name] for name in self.reads if name in context}
 
     def _restart(self, state: State, mask: Tensor) -> State:
         """`state` with the rows in `mask` (bool [N]) replaced by fresh initial ones."""
@@ -302,6 +308,7 @@ class Agent:
         state: State | None = None,
         episode_start: np.ndarray | Tensor | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | Tensor | None = None,
     ) -> tuple[Any, State]:
         """Actions for one observation or a batch, as SB3's `PolicyPredictor`.
 
@@ -310,12 +317,15 @@ class Agent:
             state: what the previous call returned; None starts afresh.
             episode_start: bool [N], rows that begin an episode.
             deterministic: the most likely action instead of a sample.
+            action_masks: bool, available actions (`info["avail_actions"]`), for an agent and an
+                environment that have them; the name is sb3-contrib's.
 
         Returns:
             Actions of the observation's kind and batch shape, and the state for the next call.
 
         Raises:
-            ValueError: wrong observation shape, or a state for another number of rows.
+            ValueError: wrong observation shape, a state for another number of rows, or no
+                `action_masks` where not every action is always available.
         """
         tensor = isinstance(observation, Tensor)
         obs = torch.as_tensor(observation, device=self.device)
@@ -335,7 +345,8 @@ class Agent:
             elif episode_start is not None:
                 start = torch.as_tensor(episode_start, device=self.device).reshape(-1)
                 state = self._restart(state, start)
-            action, state = self.act(obs, state, deterministic)
+            masks = self._masks(action_masks, len(obs), single)
+            action, state = self.act(obs, self.perceive(state, masks), deterministic)
         action = action[0] if single else action
         if isinstance(self.env.single_action_space, gym.spaces.Box):
             low, high = self.env.single_action_space.low, self.env.single_action_space.high
@@ -343,6 +354,20 @@ class Agent:
                 torch.as_tensor(low, device=self.device), torch.as_tensor(high, device=self.device)
             )
         return (action if tensor else action.cpu().numpy()), state
+
+    def _masks(self, masks: np.ndarray | Tensor | None, rows: int, single: bool) -> State:
+        """`action_masks` as a context; {} for who does not read any."""
+        if "avail_actions" not in self.reads or "avail_actions" not in self.env.context():
+            return {}
+        if masks is None:
+            raise ValueError("action_masks: this environment needs them, see info['avail_actions']")
+        tensor = torch.as_tensor(masks, dtype=torch.bool, device=self.device)
+        tensor = tensor[None] if single else tensor
+        expected = (rows, *self.env.context()["avail_actions"].shape[1:])
+        if tensor.shape != expected:
+            shape = tuple(tensor.shape)[single:]
+            raise ValueError(f"action_masks: expected shape {expected[single:]}, got {shape}")
+        return {"avail_actions": tensor}
 
     @property
     def _predict_generator(self) -> torch.Generator:

@@ -51,7 +51,10 @@ class Episodes:
 
 
 class Policy(Protocol):
-    """What can play: an agent, or a baseline such as a random policy."""
+    """What can play: an agent, or a baseline such as a random policy.
+
+    One that has a method `perceive`, as agents do, sees the environment's context through it.
+    """
 
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
         """What is carried at the start of an episode."""
@@ -83,7 +86,8 @@ def play(
         state: the agent's initial state (to choose skills); drawn by the agent if None.
         on_step: called with the observation before every step, e.g. to render.
     """
-    obs, _ = env.reset(seed=seed)
+    obs, info = env.reset(seed=seed)
+    perceive: Any = getattr(agent, "perceive", lambda state, context: state)
     first, start = obs, agent.initial_state(env.num_envs) if state is None else state
     carried = start
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -94,7 +98,7 @@ def play(
     while bool(alive.any()):
         if on_step is not None:
             on_step(obs)
-        action, carried = agent.act(obs, carried, deterministic)
+        action, carried = agent.act(obs, perceive(carried, info), deterministic)
         obs, reward, terminated, truncated, info = env.step(action)
         returns += reward * alive
         lengths += alive

@@ -194,6 +194,10 @@ class Replay:
         rows = {k: v.masked_fill(~mask[..., None], 0) for k, v in rows.items()}
         return self._unpack(rows), mask
 
+    def count_episodes(self, done: str = "done") -> int:
+        """Whole episodes that `sample_episodes` draws from."""
+        return len(self._find_episodes(done))
+
     def steps(self) -> dict[str, Tensor]:
         """Everything stored, oldest step first, [T, N, *shape] each."""
         oldest, last = self._oldest(), self._oldest() + self._steps()

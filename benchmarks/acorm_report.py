@@ -1,0 +1,244 @@
+"""Pictures and the report of benchmarks/acorm.py."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from agents.core.plot import save_figure, write_video
+from envs.adapt import can_render
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def interquartile(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Interquartile mean and its 95 % bootstrap interval; of one value that value."""
+
+    def iqm(sample: np.ndarray) -> np.ndarray:
+        ordered = np.sort(sample, -1)
+        cut = ordered.shape[-1] // 4
+        return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
+
+    resampled = np.random.default_rng(0).choice(values, (draws, len(values)))
+    low, high = np.quantile(iqm(resampled), [0.025, 0.975])
+    return float(iqm(values)), float(low), float(high)
+
+
+# ---- pictures of one agent
+
+
+@torch.no_grad()
+def play(agent: Any, env: Any, seed: int) -> dict[str, torch.Tensor]:
+    """One greedy episode per row: everything seen, [T, N, ...] each, and frames if it renders."""
+    obs, info = env.reset(seed=seed)
+    state, going = agent.initial_state(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def add(**values: torch.Tensor) -> None:
+        for name, value in values.items():
+            seen.setdefault(name, []).append(value.clone())
+
+    while bool(going.any()):
+        if can_render(env):
+            add(frame=torch.as_tensor(env.render()))
+        action, carried = agent.act(obs, agent.perceive(state, info), True)
+        encoded = torch.nn.functional.one_hot(state["last"] + 1, agent.actions + 1)[..., 1:].float()
+        add(
+            seen=torch.cat([obs, encoded], -1), state=info["state"], alive=info["alive"],
+            going=going, action=action,
+        )  # fmt: skip
+        obs, _, terminated, truncated, info = env.step(action)
+        add(won=info["battle_won"] & going)
+        going, state = going & ~(terminated | truncated), carried
+    return {name: torch.stack(values) for name, values in seen.items()}
+
+
+def draw(run: Path, results: Path) -> None:
+    """roles.png (t-SNE), attention.png, and battle.mp4 of the first episode that was won."""
+    import agents
+    from agents.core.cluster import kmeans
+
+    agent: Any = agents.load(run / "last.ckpt", device="cpu")
+    env = agent.make_eval_env(16)
+    played = play(agent, env, agent.config.seed + 5)
+    embedding, _ = agent.roles.embed(played["seen"])
+    role = agent.roles.encoder(embedding)
+    counts = played["alive"] & played["going"][..., None]
+    label = kmeans(embedding, agent.config.clusters, torch.Generator().manual_seed(0), counts)
+    draw_roles(role.detach(), label, counts, env, results / "roles.png")
+    won = played["won"].any(0).nonzero().flatten().tolist()
+    row = won[0] if won else 0
+    if "attention" in agent.networks:
+        weights = agent.networks["attention"].weights(played["state"], role)[:, row]
+        draw_attention(weights.detach(), counts[:, row], env, results / "attention.png")
+    if "frame" in played and won:
+        length = int(played["going"][:, row].sum())
+        frames = played["frame"][:length, row : row + 1]
+        frames = frames if frames.shape[2] == 3 else frames.movedim(-1, 2)
+        write_video(results / "battle.mp4", frames, fps=8)
+
+
+def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None:
+    """t-SNE of all roles of 16 episodes: the colour is the type of unit, the cluster, the time."""
+    from sklearn.manifold import TSNE
+
+    time, _, agents_ = counts.shape
+    kept = counts.flatten().nonzero().flatten()
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:1500]]
+    points = TSNE(2, random_state=0, init="pca").fit_transform(role.flatten(0, 2)[kept].numpy())
+    kinds = env.teams[0]
+    types = sorted(set(kinds))
+    kind = torch.tensor([types.index(k) for k in kinds]).expand_as(counts).flatten()[kept]
+    when = torch.arange(time)[:, None, None].expand_as(counts).flatten()[kept]
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    panels = (
+        ("type of unit", kind, "tab10"),
+        ("cluster of its step", label.flatten()[kept], "tab10"),
+        ("step of the episode", when, "viridis"),
+    )
+    for i, (title, colour, scale) in enumerate(panels):
+        axes = figure.add_subplot(1, 3, i + 1)
+        shades = colormaps[scale](colour.numpy() / (9 if scale == "tab10" else max(1, time - 1)))
+        axes.scatter(*points.T, c=shades, s=6)
+        axes.set(title=title, xticks=[], yticks=[])
+    names = ", ".join(types)
+    figure.suptitle(f"t-SNE of roles, {agents_} agents ({names}), 16 greedy episodes")
+    save_figure(figure, path)
+
+
+def draw_attention(weights: Any, counts: Any, env: Any, path: Path) -> None:
+    """Attention of the state's queries (rows) to the agents' roles, mean of the heads."""
+    length = max(1, int(counts.any(-1).sum()))
+    steps = np.linspace(0, length - 1, min(6, length)).astype(int)
+    figure = Figure(figsize=(2.4 * len(steps), 3), layout="constrained")
+    names = [f"{kind} {i}" for i, kind in enumerate(env.teams[0])]
+    for i, t in enumerate(steps):
+        axes = figure.add_subplot(1, len(steps), i + 1)
+        axes.imshow(weights[t].mean(0).numpy(), vmin=0, vmax=1, cmap="magma")
+        axes.set_title(f"step {t}", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(names)) if i == 0 else [], names if i == 0 else [], fontsize=6)
+        for j, alive in enumerate(counts[t].tolist()):
+            axes.get_xticklabels()[j].set_color("black" if alive else "lightgrey")
+    figure.suptitle("Attention to the agents' roles; grey names are dead", fontsize=9)
+    save_figure(figure, path)
+
+
+# ---- report
+
+
+def write_report(results: Path) -> None:
+    """REPORT.md and learning-<scale>.png."""
+    lines = ["# ACORM, measured", "", "Generated by `python benchmarks/acorm.py report`.", ""]
+    speed = read(results / "speed.csv")
+    if speed:
+        lines += speed_table(speed)
+    for scale in ("cpu", "paper"):
+        curves, final = (read(results / f"{n}-{scale}.csv") for n in ("curves", "final"))
+        if curves:
+            lines += learning_tables(scale, curves, final)
+            draw_curves(curves, results / f"learning-{scale}.png")
+            lines += [f"![win rates](learning-{scale}.png)", ""]
+    captions = {
+        "roles.png": "Roles of one trained agent", "attention.png": "What its mixer attends to",
+    }  # fmt: skip
+    for name, caption in captions.items():
+        if (results / name).exists():
+            lines += [f"{caption}:", "", f"![{caption.lower()}]({name})", ""]
+    if (results / "battle.mp4").exists():
+        lines += ["A battle that it won: [battle.mp4](battle.mp4).", ""]
+    notes = results / "NOTES.md"
+    lines += [notes.read_text()] if notes.exists() else []
+    (results / "REPORT.md").write_text("\n".join(lines).rstrip("\n") + "\n")
+
+
+def speed_table(rows: list[dict[str, str]]) -> list[str]:
+    lines = [
+        "## Speed", "",
+        "CPU-seconds at the sizes of 2s3z, 32 episodes of 120 steps, one thread. *Loops* is the "
+        "published structure (Python loops over time, one K-means per step) in the same run; "
+        "*published* are the published code's times, measured once on another day.", "",
+        "| operation | ours | loops | ratio | published | ratio | bar |", "|---" * 7 + "|",
+    ]  # fmt: skip
+    for row in rows:
+
+        def cell(name: str, row: dict[str, str] = row) -> str:
+            return f"{float(row[name]):.3g}" if row[name] else ""
+
+        names = ("ours", "loops", "times_loops", "published", "times_published", "bar")
+        lines.append(f"| {row['operation']} | " + " | ".join(map(cell, names)) + " |")
+    return [*lines, ""]
+
+
+def grouped(rows: list[dict[str, str]], *names: str) -> dict[Any, list[dict[str, str]]]:
+    groups: dict[Any, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[n] for n in names), []).append(row)
+    return groups
+
+
+def learning_tables(
+    scale: str, curves: list[dict[str, str]], final: list[dict[str, str]]
+) -> list[str]:
+    """Final win rates and areas under the curves, one table per map."""
+    lines = [f"## Learning on `combat` (not SMAC), `scale={scale}`", ""]
+    head = (
+        "| method | seeds | win rate at the end | mean win rate of the curve | return at the end | "
+        "parameters | gradient steps | CPU-seconds |"
+    )
+    for (name,), rows in grouped(final, "map").items():
+        steps = int(rows[0]["env_steps"])
+        lines += [f"### {name}, {steps:,} environment steps", "", head, "|---" * 8 + "|"]
+        for (method,), runs in grouped(rows, "method").items():
+            own = [r for r in curves if r["map"] == name and r["method"] == method]
+            area = [
+                float(np.mean([float(r["win_rate"]) for r in c]))
+                for c in grouped(own, "seed").values()
+            ]
+            cells = [method, str(len(runs))]
+            for values in ([float(r["win_rate"]) for r in runs], area,
+                           [float(r["return_mean"]) for r in runs]):  # fmt: skip
+                middle, low, high = interquartile(np.array(values))
+                spread = f" [{low:.2f}, {high:.2f}]" if len(values) > 1 else ""
+                cells.append(f"{middle:.2f}{spread}")
+            cells += [f"{int(runs[0]['parameters']):,}", runs[0]["gradient_steps"]]
+            cells.append(f"{np.mean([float(r['cpu_seconds']) for r in runs]):.0f}")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    note = (
+        "Interquartile means with 95 % bootstrap intervals where there is more than one seed; one "
+        "seed is an illustration."
+    )
+    return [*lines, note, ""]
+
+
+def draw_curves(curves: list[dict[str, str]], path: Path) -> None:
+    """Win rates over environment steps, one panel per map."""
+    maps = grouped(curves, "map")
+    figure = Figure(figsize=(5.5 * len(maps), 3.8), layout="constrained")
+    for i, ((name,), rows) in enumerate(maps.items()):
+        axes = figure.add_subplot(1, len(maps), i + 1)
+        for j, ((method,), own) in enumerate(grouped(rows, "method").items()):
+            points = []
+            for (steps,), at in grouped(own, "timesteps").items():
+                rates = np.array([float(r["win_rate"]) for r in at])
+                points.append((float(steps), *interquartile(rates)))
+            x, middle, low, high = np.array(sorted(points)).T
+            colour = colormaps["tab10"](j)
+            axes.plot(x, middle, color=colour, label=method)
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set(title=name, xlabel="environment steps", ylabel="win rate", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    save_figure(figure, path)
