@@ -161,20 +161,23 @@ class Backdrop:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r}: expected one of {get_args(Split)}")
         self.window = size if window is None else window
-        if not 8 <= self.window <= size:
-            raise ValueError(f"window={window}: expected 8 .. {size} pixels")
+        if not 8 <= self.window <= size or self.window % GRID:
+            raise ValueError(
+                f"window={window}: expected a multiple of {GRID} in 8 .. {size} pixels"
+            )
         if videos is not None and kind not in ("static", "video"):
             raise ValueError(
                 f"videos: background={kind!r} shows none; expected 'static' or 'video'"
             )
         self.kind: Background = kind
-        self._plain = torch.tensor(PLAIN, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
-        self._plain = self._plain.repeat(num_envs, 1, size, size)
-        self._edge = (size - self.window) // 2
+        plain = torch.tensor(PLAIN, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+        self._plain = plain.repeat(num_envs, 1, size, size)
+        edge = (size - self.window) // 2
+        self._inside = slice(edge, edge + self.window)
         self.cursor = torch.zeros(num_envs, 4, dtype=torch.int64, device=device)
         """Clip, phase of the way forth and back through it, top and left of the window."""
         self.fingerprint = torch.zeros(1, dtype=torch.int64, device=device)
-        self._shown: Tensor | None = None
+        self._shown: Tensor | None = None  # the window, as long as the cursor stays
         if kind == "none":
             return
         if kind == "noise":
@@ -187,10 +190,12 @@ class Backdrop:
         self._labels = None if pool.labels is None else pool.labels.to(device)
         self._first = (pool.lengths.cumsum(0) - pool.lengths).to(device)
         self._cycle = (2 * pool.lengths - 2).clamp(min=1).to(device)
-        frames = pool.frames.to(device)
-        # every window of every frame, without a copy: [F, 3, tops, lefts, W, W]
-        self._windows = frames.unfold(2, self.window, 1).unfold(3, self.window, 1)
-        self._places = self._windows.shape[2]
+        self._side = side = pool.frames.shape[-1]
+        self._places = side - self.window + 1
+        # Every W bytes in a row, without a copy; a window is 3 W of them, where it begins plus:
+        self._strips = pool.frames.to(device).flatten().unfold(0, self.window, 1)
+        rows = side * torch.arange(self.window, device=device)
+        self._rows = (side * side * torch.arange(3, device=device)[:, None] + rows).flatten()
 
     def begin(self, rng: CounterRNG, mask: Tensor) -> None:
         """Draw what is shown first in the episodes of `mask`, bool [N]."""
@@ -206,7 +211,9 @@ class Backdrop:
         self._shown = None
         clip, phase, top, left = self.cursor.unbind(1)
         self.cursor = torch.stack((clip, (phase + 1) % self._cycle[clip], top, left), 1)
-        self._draw(rng, elapsed % CHANGE_EVERY == 0)
+        change = elapsed % CHANGE_EVERY == 0
+        if change.device.type != "cpu" or bool(change.any()):  # looking is free on the CPU
+            self._draw(rng, change)
 
     def _draw(self, rng: CounterRNG, mask: Tensor) -> None:
         self._shown = None
@@ -226,18 +233,24 @@ class Backdrop:
         clip, phase = self.cursor[:, 0], self.cursor[:, 1]
         return self._first[clip] + torch.minimum(phase, self._cycle[clip] - phase)
 
+    def shown(self) -> Tensor:
+        """What is in the window, uint8 [N, 3, W, W]; not to be written."""
+        if self._shown is None:
+            first, top, left = self.frame(), self.cursor[:, 2], self.cursor[:, 3]
+            start = (3 * self._side * first + top) * self._side + left
+            strips = self._strips.index_select(0, (start[:, None] + self._rows).flatten())
+            self._shown = strips.view(-1, 3, self.window, self.window)
+        return self._shown
+
     def picture(self) -> Tensor:
         """Pictures uint8 [N, 3, R, R]; not to be written."""
-        if self._shown is None:
-            if self.kind == "none":
-                self._shown = self._plain
-            else:
-                shown = self._windows[self.frame(), :, self.cursor[:, 2], self.cursor[:, 3]]
-                self._shown = shown
-                if shown.shape[-1] < self._plain.shape[-1]:
-                    self._shown = self._plain.clone()
-                    self._middle(self._shown).copy_(shown)
-        return self._shown
+        if self.kind == "none":
+            return self._plain
+        if self.window == self._plain.shape[-1]:
+            return self.shown()
+        picture = self._plain.clone()
+        picture[..., self._inside, self._inside] = self.shown()
+        return picture
 
     def state(self) -> Tensor:
         """What there is to know, float32 [N, D], fresh.
@@ -250,8 +263,10 @@ class Backdrop:
         if self._labels is not None:
             shift = 1 - 2 * self.cursor[:, 2:].float() / max(self._places - 1, 1)
             return torch.cat((self._labels[self.frame()], shift), 1)
-        window = self._middle(self.picture()).float()
-        return functional.adaptive_avg_pool2d(window, GRID).flatten(1) / 255
+        tile = self.window // GRID
+        rows = self.shown().view(-1, 3, GRID, tile, self.window).sum(3, dtype=torch.int32)
+        tiles = rows.view(-1, 3 * GRID, GRID, tile).sum(3)
+        return tiles.flatten(1) / (255 * tile * tile)
 
     def live(self) -> dict[str, Tensor]:
         """What an environment's state must hold of it."""
@@ -273,7 +288,3 @@ class Backdrop:
     def refresh(self) -> None:
         """Look at the cursor again, which was written from outside."""
         self._shown = None
-
-    def _middle(self, picture: Tensor) -> Tensor:
-        inside = slice(self._edge, self._edge + self.window)
-        return picture[..., inside, inside]
