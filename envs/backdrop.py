@@ -12,6 +12,7 @@ window [pixels].
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,25 @@ def ghost_pictures(frames: Tensor, labels: Tensor) -> Pictures:
     inside = functional.pad(torch.ones(frames.shape[-2:], dtype=torch.bool), (edge,) * 4)
     lengths = torch.full(frames.shape[:1], frames.shape[1])
     return Pictures(torch.where(inside, flat, plain), lengths, labels.flatten(0, 1))
+
+
+def crop(frames: Tensor, index: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """Windows of frames [F, C, S, S], [N, C, side, side], with one gather of rows of pixels.
+
+    Args:
+        frames: contiguous.
+        index: of a frame, int64 [N].
+        top: first row of the window, int64 [N].
+        left: first column, int64 [N].
+        side: of the window.
+    """
+    channels, size = frames.shape[1], frames.shape[-1]
+    strips = frames.flatten().unfold(0, side, 1)  # at every pixel, the next ones; without a copy
+    begin = (channels * size * index + top) * size + left
+    plane = size * size * torch.arange(channels, device=frames.device)
+    row = size * torch.arange(side, device=frames.device)
+    rows = begin[:, None, None] + plane[:, None] + row
+    return strips.index_select(0, rows.flatten()).view(-1, channels, side, side)
 
 
 class _Actor(Protocol):
@@ -190,12 +210,8 @@ class Backdrop:
         self._labels = None if pool.labels is None else pool.labels.to(device)
         self._first = (pool.lengths.cumsum(0) - pool.lengths).to(device)
         self._cycle = (2 * pool.lengths - 2).clamp(min=1).to(device)
-        self._side = side = pool.frames.shape[-1]
-        self._places = side - self.window + 1
-        # Every W bytes in a row, without a copy; a window is 3 W of them, where it begins plus:
-        self._strips = pool.frames.to(device).flatten().unfold(0, self.window, 1)
-        rows = side * torch.arange(self.window, device=device)
-        self._rows = (side * side * torch.arange(3, device=device)[:, None] + rows).flatten()
+        self._frames = pool.frames.to(device)
+        self._places = self._frames.shape[-1] - self.window + 1
 
     def begin(self, rng: CounterRNG, mask: Tensor) -> None:
         """Draw what is shown first in the episodes of `mask`, bool [N]."""
@@ -236,10 +252,8 @@ class Backdrop:
     def shown(self) -> Tensor:
         """What is in the window, uint8 [N, 3, W, W]; not to be written."""
         if self._shown is None:
-            first, top, left = self.frame(), self.cursor[:, 2], self.cursor[:, 3]
-            start = (3 * self._side * first + top) * self._side + left
-            strips = self._strips.index_select(0, (start[:, None] + self._rows).flatten())
-            self._shown = strips.view(-1, 3, self.window, self.window)
+            _, _, top, left = self.cursor.unbind(1)
+            self._shown = crop(self._frames, self.frame(), top, left, self.window)
         return self._shown
 
     def picture(self) -> Tensor:
@@ -288,3 +302,65 @@ class Backdrop:
     def refresh(self) -> None:
         """Look at the cursor again, which was written from outside."""
         self._shown = None
+
+
+class Jitter:
+    """A camera that shakes and light that changes: both wander, whatever the agent does.
+
+    Five Ornstein-Uhlenbeck processes with a time of 20 steps: two shifts of the picture and the
+    gain of each colour. (Ours, after the camera jitter of Wang et al., "Denoised MDPs", arXiv
+    2206.15477.)
+
+    Args:
+        num_envs: N.
+        camera: largest shift [pixels].
+        colour: largest change of a colour's brightness, as a fraction of it.
+        device: where its state lives.
+
+    Raises:
+        ValueError: out of range.
+    """
+
+    def __init__(
+        self, num_envs: int, camera: int, colour: float, device: torch.device | str = "cpu"
+    ) -> None:
+        if not 0 <= camera <= 32:
+            raise ValueError(f"camera_jitter={camera}: expected 0 .. 32 pixels")
+        if not 0 <= colour <= 1:
+            raise ValueError(f"colour_jitter={colour}: expected 0 .. 1")
+        self.camera, self.colour = camera, colour
+        self.state = torch.zeros(num_envs, 5, device=device)
+
+    def begin(self, rng: CounterRNG, mask: Tensor) -> None:
+        """Draw the start of the episodes in `mask`, bool [N]."""
+        if self:
+            self.state = torch.where(mask[:, None], rng.normal(5), self.state)
+
+    def advance(self, rng: CounterRNG) -> None:
+        """Wander on."""
+        if self:
+            self.state = 0.95 * self.state + math.sqrt(1 - 0.95**2) * rng.normal(5)
+
+    def values(self) -> Tensor:
+        """Shifts down and to the right, and red, green and blue, in -1 .. 1 of the largest."""
+        return (self.state / 2).clamp(-1, 1)
+
+    def __bool__(self) -> bool:
+        return self.camera > 0 or self.colour > 0
+
+    def apply(self, picture: Tensor) -> Tensor:
+        """The picture to be seen, uint8 [N, 4, R, R].
+
+        Args:
+            picture: uint8 [N, 4, R + 2 camera, R + 2 camera], RGB and coverage.
+        """
+        values = self.values()
+        if self.camera:
+            top, left = (self.camera * (1 + values[:, :2])).round().long().unbind(1)
+            index = torch.arange(len(picture), device=picture.device)
+            side = picture.shape[-1] - 2 * self.camera
+            picture = crop(picture.contiguous(), index, top, left, side)
+        if self.colour:
+            gain = functional.pad(1 + self.colour * values[:, 2:], (0, 1), value=1.0)
+            picture = (picture * gain[..., None, None]).clamp(0, 255).round().to(torch.uint8)
+        return picture

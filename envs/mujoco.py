@@ -22,7 +22,7 @@ from torch import Tensor
 from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
-Kind = Literal["rgb", "depth", "segmentation"]
+Kind = Literal["rgb", "rgba", "depth", "segmentation"]
 
 _NONE, _VEL, _ACC = (
     stage.value
@@ -435,11 +435,12 @@ class MujocoEnv(BatchedEnv):
         Args:
             camera: name of the camera; the model's first if None.
             resolution: height and width.
-            kind: 'rgb', 'depth' or 'segmentation'.
+            kind: 'rgb', 'rgba', 'depth' or 'segmentation'.
             shadows: whether lights cast shadows.
 
         Returns:
-            rgb: uint8 [N, 3, height, width]. depth: float32 [N, 1, height, width], along the
+            rgb: uint8 [N, 3, height, width]. rgba: with a fourth channel, 255 where there is
+            something and 0 where there is nothing. depth: float32 [N, 1, height, width], along the
             camera's axis [m], 0 where there is nothing. segmentation: int32 [N, 2, height, width],
             index and `mjtObj` type of what is seen, -1 where there is nothing.
 
