@@ -57,7 +57,9 @@ class GLRenderer:
             self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, index
-        self._fixed = (mujoco.MjvOption(), mujoco.MjvPerturb())
+        options = mujoco.MjvOption()
+        options.sitegroup[:] = options.tendongroup[:] = 0  # as the ray tracer
+        self._fixed = (options, mujoco.MjvPerturb())
         self._area = mujoco.MjrRect(0, 0, side, side)
 
     def render(self, qpos: Tensor, mocap_pos: Tensor) -> Tensor:

@@ -387,5 +387,5 @@ class Point(RasterEnv):
 
 
 def near(point: Tensor, target: Tensor, radius: float, sparse: bool) -> Tensor:
-    """1 within `radius` of the target, [..., N]; outside 0, or unless sparse a Gaussian over 1 m."""
+    """1 within `radius` of the target, [..., N]; 0 outside, or unless sparse a Gaussian of 1 m."""
     return tolerance((point - target).norm(dim=-1), 0, radius, 0.0 if sparse else 1.0)

@@ -53,7 +53,7 @@ class SuitePixels(MujocoEnv):
         videos: folder of videos; None takes those that ship inside packages (extra `video`).
         size: R, 64 or 84 in the literature.
         action_repeat: control steps per step.
-        camera: name of the camera; None for the first, as in dm_control.
+        camera: name of the camera; None for the first, as in dm_control (quadruped: 'y').
         camera_jitter: largest shift of the agent by a shaking camera [pixels].
         colour_jitter: largest change of its colours, as a fraction of their brightness.
         renderer: 'ray' (mujoco_warp), 'egl' or 'osmesa' (OpenGL, one picture after the other).
@@ -106,7 +106,8 @@ class SuitePixels(MujocoEnv):
         names = [model.camera(i).name for i in range(model.ncam)]
         if camera is not None and camera not in names:
             raise ValueError(f"camera={camera!r}: expected one of {names}")
-        self._camera, self._side = camera or names[0], size + 2 * camera_jitter
+        self._camera = camera or made.camera or names[0]
+        self._side = size + 2 * camera_jitter
         self._gl: GLRenderer | None = None
         if renderer != "ray":
             self._gl = GLRenderer(model, self._camera, self._side, renderer)

@@ -76,6 +76,7 @@ class SuiteTask(Task):
         domain: name of dm_control's MJCF file.
         total_mass: to which the masses are scaled [kg], if at all.
         planes: whether pictures show planes, which are floors and walls.
+        camera: for pixels; None is the model's first.
     """
 
     domain: str
@@ -85,6 +86,7 @@ class SuiteTask(Task):
     fresh = True
     total_mass: float | None = None
     planes: bool = True
+    camera: str | None = None
 
     def model(self) -> mujoco.MjModel:
         """The compiled model."""
@@ -378,6 +380,9 @@ class Finger(SuiteTask):
             spec.joint("hinge").damping[0] = 0.03
         else:
             add_target(spec, [0, 0, 0.4], self.radius)
+            tip = spec.site("tip")  # the ray tracer draws no sites
+            shown = spec.body("spinner").add_geom(name="tip", material="target", mass=0)
+            shown.pos, shown.size, shown.contype, shown.conaffinity = tip.pos, tip.size, 0, 0
 
     def bind(self, sim: BatchedSim) -> None:
         """See `Task`."""
@@ -498,6 +503,7 @@ class Quadruped(SuiteTask):
     """`quadruped`: move forward at `speed` [m/s]. 12 position targets, 78 observations, 50 Hz."""
 
     domain = "quadruped"
+    camera = "y"  # the first one sees a dot
     frame_skip = 4
     observation_size = 78
     forces = True

@@ -393,9 +393,10 @@ class Renderer:
             mocap_quat: their orientations, [N, nmocap, 4]; as before if None.
 
         Returns:
-            rgb: uint8, C = 3. rgba: C = 4, the last 0 where a ray hits nothing, else 255. depth: float32, C = 1, along the camera's axis [m]; 0 where a ray
-            hits nothing. segmentation: int32, C = 2, index and `mjtObj` type of what is seen; -1
-            where a ray hits nothing.
+            rgb: uint8, C = 3. rgba: uint8, C = 4, the last 0 where a ray hits nothing, else 255.
+            depth: float32, C = 1, along the camera's axis [m]; 0 where a ray hits nothing.
+            segmentation: int32, C = 2, index and `mjtObj` type of what is seen; -1 where a ray hits
+            nothing.
         """
         for buffer, value in zip(self._pose, (qpos, mocap_pos, mocap_quat), strict=True):
             if value is not None:
