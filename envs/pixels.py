@@ -110,6 +110,7 @@ class RasterEnv(BatchedEnv):
     actions: int
     state_size: int
     duration: int = 1000
+    terminates = False
 
     def __init__(
         self,
@@ -236,7 +237,7 @@ def _ghost(kind: type[RasterEnv], action_repeat: int, split: Split, window: int)
 
 
 class Arm(RasterEnv):
-    """`pixels/arm`: hold the tip of an arm with two links in a target.
+    """Hold the tip of an arm with two links in a target (`pixels/arm`).
 
     2 motors turn its joints at up to 5 rad/s, which they reach in about 0.05 s: one step of 4
     control steps moves the tip by up to 10 pixels of 64. State: joint angles [rad], their
@@ -284,7 +285,7 @@ class Arm(RasterEnv):
 
 
 class Cartpole(RasterEnv):
-    """`pixels/cartpole`: swing a pole up and balance it.
+    """Swing a pole up and balance it (`pixels/cartpole`).
 
     1 force on the cart. Masses, lengths and rewards are those of dm_control's `cartpole-swingup`
     (`-swingup_sparse` with `sparse`), integrated by semi-implicit Euler at its 100 Hz. State:
@@ -299,9 +300,9 @@ class Cartpole(RasterEnv):
 
     def sample(self) -> tuple[Tensor, None]:
         """See `RasterEnv`: hanging, nearly at rest."""
-        return 0.01 * self.rng.normal(4) + torch.tensor(
-            [0, math.pi, 0, 0], device=self.device
-        ), None
+        state = 0.01 * self.rng.normal(4)
+        state[:, 1] += math.pi
+        return state, None
 
     def simulate(self, state: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`; Barto, Sutton & Anderson (1983), without friction."""
@@ -345,7 +346,7 @@ class Cartpole(RasterEnv):
 
 
 class Point(RasterEnv):
-    """`pixels/point`: hold a ball in a target.
+    """Hold a ball in a target (`pixels/point`).
 
     2 forces move it at up to 1.5 m/s, which it reaches in about 0.12 s, in a box of 2 x 2 m.
     State: position [m], velocity [m/s]. Pose: position.
