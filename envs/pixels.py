@@ -203,6 +203,10 @@ class RasterEnv(BatchedEnv):
             layers.insert(0, (self._target_colour, self._raster.coverage(disk[:, None])))
         return self._raster.paint(self.backdrop.picture(), layers)
 
+    def render(self) -> Tensor:  # type: ignore[override]
+        """What is observed, uint8 [N, 3, R, R]."""
+        return self._observe()
+
     def context(self) -> dict[str, Tensor]:
         """The exact state of what is seen; see the class."""
         context = {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor
 
 import envs
+from envs.adapt import to_gymnasium
 from envs.backdrop import CHANGE_EVERY, PLAIN
 from envs.pixels import AGENT_COLOUR, TARGET_COLOUR, Rasteriser
 
@@ -274,6 +278,13 @@ def test_a_row_is_the_same_in_a_large_batch() -> None:
 def test_bad_arguments_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         envs.make("pixels/arm", **wrong)
+
+
+def test_checkers_of_both_libraries_pass_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(to_gymnasium(envs.make("pixels/arm", background="ghost"), "rgb_array"))
+        sb3_check_env(to_gymnasium(envs.make("pixels/point", background="noise")))
 
 
 def test_other_resolutions_show_the_same() -> None:
