@@ -3,8 +3,8 @@
     python benchmarks/envs.py [part ...] [rounds=7]
 
 Parts: `mujoco` (physics), `families` (of its tasks), `pixels` (images), `gpu` (the same on CUDA),
-`adapters` (other people's environments), `replay` (memory), `particles` (multi-agent worlds); all
-of them unless some are named. A part is the module `envs_<part>` beside this file; one that lacks
+`adapters` (other people's environments), `replay` (memory), `particles` (multi-agent worlds),
+`distractors` (images before videos); all of them unless some are named. A part is the module `envs_<part>` beside this file; one that lacks
 something here (a GPU, a package that cannot be installed) is skipped with the reason.
 
 Everything but `gpu` is measured in CPU-seconds of a process and its workers, in rounds that
@@ -31,7 +31,9 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p).resolve() != H
 from common import Skipped, note, write_csv  # noqa: E402
 
 RESULTS = HERE / "results" / "envs"
-PARTS = ("mujoco", "families", "pixels", "gpu", "adapters", "replay", "particles")
+PARTS = (
+    "mujoco", "families", "pixels", "gpu", "adapters", "replay", "particles", "distractors",
+)  # fmt: skip
 
 
 def measure(parts: list[str], rounds: int) -> None:

@@ -18,8 +18,11 @@ from envs.base import BatchedEnv
 ALL = torch.ones(4, dtype=torch.bool)
 
 
-# combat's maps are many: test_combat.py checks some by default, all with `-m full`
-@pytest.mark.parametrize("id", [id for id in envs.ENVS if not id.startswith("combat/")])
+# The maps of combat and the suite's images are many: test_combat.py and test_pixels_dmc.py check
+# some of them by default, all with `-m full`.
+@pytest.mark.parametrize(
+    "id", [id for id in envs.ENVS if not id.startswith(("combat/", "pixels/dmc/"))]
+)
 def test_every_registered_environment_passes(id: str) -> None:
     envs.check(id, steps=16, num_envs=3)
 
