@@ -36,6 +36,7 @@ from agents.core.checkpoint import CheckpointError, load_checkpoint  # noqa: E40
 from agents.core.config import ConfigError  # noqa: E402
 from agents.core.hierarchy import SkillEnv, SkillPlanner  # noqa: E402
 from agents.core.log import NonFiniteError  # noqa: E402
+from agents.infopower import InfoPower  # noqa: E402
 from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
@@ -47,13 +48,14 @@ __all__ = [
     "AgentConfig",
     "CheckpointError",
     "ConfigError",
+    "InfoPower",
     "NonFiniteError",
     "SkillEnv",
     "SkillPlanner",
     "load",
 ]
 
-AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD}
+AGENTS: dict[str, type[Agent]] = {"slim": SLIM, "masd": MASD, "infopower": InfoPower}
 
 
 def load(path: str | Path, **kwargs: Any) -> Agent:
