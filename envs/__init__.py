@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from gymnasium.vector import AutoresetMode
 
-from envs import particles, suite
+from envs import particles, pixels, suite
 from envs.base import BatchedEnv, CounterRNG
 from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
@@ -66,6 +66,9 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "particles/rendezvous": particles.Rendezvous,
     "particles/assigned": particles.Assigned,
     "particles/push-ball": particles.PushBall,
+    "pixels/arm": pixels.Arm,
+    "pixels/cartpole": pixels.Cartpole,
+    "pixels/point": pixels.Point,
 }
 
 

