@@ -1,18 +1,21 @@
 """Pieces of world models: convolutions, a recurrent state-space model, a bounded policy.
 
-Shape letters: B batch, T time, E embedding, Z code size, D size of the deterministic state, U actions.
+Shape letters: B batch, T time, H imagined time, M imagined starts, E embedding, Z code size, D size
+of the deterministic state, U actions.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.core.nets import LOG_2PI
+import mi
+from agents.core.nets import LOG_2PI, mlp
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -47,6 +50,9 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = []
         for i in range(4):
             layers += [nn.Conv2d(channels[i], channels[i + 1], 4, 2), nn.ReLU()]
+            # torch's own initialisation shrinks what differs between images fourfold in a layer.
+            nn.init.orthogonal_(layers[-2].weight, 2**0.5)  # type: ignore[arg-type]
+            nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.bfloat16 = bfloat16
         self.size = channels[-1] * math.prod(_conv_sizes(s)[-1] for s in shape[1:])
@@ -61,7 +67,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Features [*, D] -> means of images [*, C, H, W] in the unit of `pixels`: `ConvEncoder` mirrored.
+    """Features [*, D] -> means of images [*, C, H, W], as `pixels` scales them.
+
+    The mirror image of `ConvEncoder`.
 
     Args:
         features: D.
@@ -125,6 +133,8 @@ class Gaussian(NamedTuple):
 class Unrolled(NamedTuple):
     """A sequence seen by an `RSSM`, [B, T, ...] each."""
 
+    embedding: Tensor
+    """Of o_t, [B, T, E]."""
     deter: Tensor
     """h_t [B, T, D]: what is remembered, z_{t-1} and a_{t-1} included, o_t not."""
     code: Tensor
@@ -211,7 +221,7 @@ class RSSM(nn.Module):
             whole = Gaussian(*(torch.stack(parts, 1) for parts in zip(*posteriors, strict=True)))
             codes = whole.sample(noise)
         history = torch.stack(deters, 1)
-        return Unrolled(history, codes, whole, self.prior(history))
+        return Unrolled(embedding, history, codes, whole, self.prior(history))
 
     def _gaussian(self, raw: Tensor) -> Gaussian:
         mean, std = raw.chunk(2, -1)
@@ -236,15 +246,144 @@ class TanhGaussianPolicy(nn.Module):
         low, high = self.bounds
         return Gaussian(5 * torch.tanh(mean / 5), low + (high - low) * torch.sigmoid(raw + 2))
 
-    def sample(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def sample(moments: Gaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Reparametrised action [*, U] and its log-density [*], from standard normal noise."""
-        moments = self.moments(x)
         before = moments.sample(noise)
         log_prob = -(0.5 * noise.square() + moments.std.log() + 0.5 * LOG_2PI)
         # log(1 - tanh² u) without cancellation
         jacobian = 2 * (math.log(2) - before - functional.softplus(-2 * before))
         return before.tanh(), (log_prob - jacobian).sum(-1)
 
-    def mode(self, x: Tensor) -> Tensor:
-        """tanh μ, [*, U]."""
-        return self.moments(x).mean.tanh()
+
+class Imagined(NamedTuple):
+    """What a policy does in a model."""
+
+    states: Tensor
+    """(h, z) from the start on, [H + 1, M, D + Z]."""
+    action: Tensor
+    """[H, M, U]"""
+    log_prob: Tensor
+    """log π(a | s), [H, M]."""
+    reward: Tensor
+    """Of arriving at each successor, [H, M]."""
+    continues: Tensor
+    """Probability that the successor is not terminal, [H, M]."""
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM, heads for reward and termination, and a decoder of pixels if asked for.
+
+    Args:
+        shape: of an image, (C, H, W).
+        actions: U.
+        depth: channels of the first convolution.
+        deter: D.
+        stoch: Z.
+        units: width of hidden layers.
+        recurrent_posterior: see `RSSM`.
+        decode: have a decoder.
+        bfloat16: see `ConvEncoder`.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], actions: int, depth: int, deter: int, stoch: int, units: int,
+        recurrent_posterior: bool, decode: bool, bfloat16: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sizes, features = [deter, stoch], deter + stoch
+        self.encoder = ConvEncoder(shape, depth, bfloat16)
+        self.rssm = RSSM(self.encoder.size, actions, deter, stoch, units, recurrent_posterior)
+        self.reward = mi.critics.GaussianDecoder(features, 1, units, min_std=0.05)
+        self.continues = mlp(features, [units], 1)
+        self.decoder = ConvDecoder(features, shape, depth, bfloat16) if decode else None
+
+    def observe(self, batch: dict[str, Tensor], noise: Tensor) -> Unrolled:
+        """Filter sequences `obs`, `action` and `first` [B, T, ...]; see `RSSM.observe`."""
+        embedding = self.encoder(batch["obs"])
+        return self.rssm.observe(embedding, batch["action"], batch["first"], noise)
+
+    def filter(self, obs: Tensor, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """(h_t, z_t) [N, D + Z] from the previous one, a_{t-1} [N, U] and o_t."""
+        deter = self.rssm.advance(*state.split(self.sizes, -1), action)
+        posterior = self.rssm.posterior(self.encoder(obs), deter)
+        return torch.cat([deter, posterior.sample(noise)], -1)
+
+    def imagine(
+        self, policy: TanhGaussianPolicy, state: Tensor, horizon: int, draw: Callable[..., Tensor]
+    ) -> Imagined:
+        """Let a policy act in the model, with gradients through both.
+
+        Args:
+            policy: sees states without their gradient.
+            state: where it starts, [M, D + Z].
+            horizon: H.
+            draw: standard normal noise of a shape.
+        """
+        states, actions, log_probs = [state], [], []
+        for _ in range(horizon):
+            moments = policy.moments(state.detach())
+            action, log_prob = policy.sample(moments, draw(*moments.mean.shape))
+            deter = self.rssm.advance(*state.split(self.sizes, -1), action)
+            code = self.rssm.prior(deter).sample(draw(len(state), self.sizes[1]))
+            state = torch.cat([deter, code], -1)
+            states.append(state)
+            actions.append(action)
+            log_probs.append(log_prob)
+        every = torch.stack(states)
+        reward = symexp(self.reward.moments(every[1:])[0].squeeze(-1))
+        alive = torch.sigmoid(self.continues(every[1:]).squeeze(-1))
+        return Imagined(every, torch.stack(actions), torch.stack(log_probs), reward, alive)
+
+    def reward_information(self, features: Tensor, reward: Tensor) -> Tensor:
+        """I(R_t; Z_t) >= H(R) + E log q(r | h, z) [nats], 0-d, of rewards on the `symlog` scale.
+
+        H(R) is that of a Gaussian as wide as the rewards of the batch, an upper bound of it.
+        """
+        target = symlog(reward)
+        std = (target.var(correction=0) + self.reward.min_std**2).sqrt()
+        entropy = std.log() + 0.5 + 0.5 * LOG_2PI
+        return mi.functional.barber_agakov(self.reward(features, target[..., None]), -entropy)
+
+    def continue_loss(self, features: Tensor, terminated: Tensor) -> Tensor:
+        """Cross-entropy of going on, 0-d."""
+        logit = self.continues(features).squeeze(-1)
+        return functional.binary_cross_entropy_with_logits(logit, 1 - terminated)
+
+    def reconstruction(self, features: Tensor, obs: Tensor) -> Tensor:
+        """Log N(o; decoder(h, z), 1) up to a constant [nats], 0-d, as in Dreamer."""
+        assert self.decoder is not None
+        error = self.decoder(features) - pixels(obs)
+        return -0.5 * error.square().flatten(2).sum(-1).mean()
+
+
+class Pairs(NamedTuple):
+    """For each step of sequences, an earlier one of the same episode; [B, T] each."""
+
+    start: Tensor
+    """Where it is, int64."""
+    steps: Tensor
+    """How much earlier, 1 .. most, int64."""
+    mask: Tensor
+    """Whether there is one, bool."""
+
+
+def earlier(first: Tensor, most: int, generator: torch.Generator) -> Pairs:
+    """Pair each step with one that is uniformly 1 .. `most` steps earlier.
+
+    Args:
+        first: bool [B, T], steps that nothing precedes.
+        most: largest distance.
+        generator: decides which distance.
+    """
+    draw = torch.rand(first.shape, generator=generator, device=first.device)
+    steps = (draw * most).long() + 1
+    start = torch.arange(first.shape[1], device=first.device) - steps
+    episode = first.cumsum(1)
+    mask = (start >= 0) & (episode.gather(1, start.clamp_min(0)) == episode)
+    return Pairs(start.clamp_min(0), steps, mask)
+
+
+def take(x: Tensor, time: Tensor) -> Tensor:
+    """Rows of x [B, T, D] at the steps int64 [B, T], [B, T, D]."""
+    return x.gather(1, time[..., None].expand(-1, -1, x.shape[-1]))
