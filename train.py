@@ -5,6 +5,7 @@
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
     python train.py smoke/slim                      a run of seconds
+    python train.py infopower/paper                 a setting of configs/infopower
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
     python train.py list tabletop                   every argument of an environment
@@ -214,8 +215,8 @@ def _layers(name: str) -> tuple[list[Any], str]:
         path = ROOT / "configs" / f"{name}.yaml"
         return ([path] if path.exists() else []), name
     baselines = {p.stem: p for p in (ROOT / "configs" / "baselines").glob("*.yaml")}
-    smoke = {f"smoke/{p.stem}": p for p in (ROOT / "configs" / "smoke").glob("*.yaml")}
-    path = (baselines | smoke).get(name)
+    nested = {f"{p.parent.name}/{p.stem}": p for p in (ROOT / "configs").glob("*/*.yaml")}
+    path = (baselines | nested).get(name)
     if path is not None:
         settings = read_yaml(path)
         return [settings], settings.pop("agent")

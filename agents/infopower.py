@@ -30,7 +30,7 @@ from torch.nn import functional
 import mi
 from agents.base import Agent, AgentConfig, State, Step
 from agents.core.config import ConfigError, require
-from agents.core.nets import ReturnScale, mlp
+from agents.core.nets import mlp
 from agents.core.replay import Replay
 from agents.core.returns import lambda_returns
 from agents.core.world import TanhGaussianPolicy, Unrolled, WorldModel, earlier, take
@@ -155,8 +155,8 @@ class InfoPowerConfig(AgentConfig):
         for name in ("empowerment_target", "reward_target"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "above 0, or null")
-        for name in ("gamma", "lam"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
+        require(0 <= self.lam <= 1, "lam", self.lam, "in [0, 1]")
         length, steps = self.batch_length, self.prefill // self.num_envs
         require(length > self.inverse_steps, "batch_length", length, "more than inverse_steps")
         require(steps >= length, "prefill", self.prefill, "num_envs * batch_length at least")
@@ -202,15 +202,14 @@ class InfoPower(Agent):
         self.model = nn.ModuleList([self.world, self.contrast, self.empowerment, self.action_prior])
         hidden = [c.units, c.units]
         self.policy = TanhGaussianPolicy(mlp(self.features, hidden, 2 * self.actions, 0.01))
-        self.value, self.return_scale = mlp(self.features, hidden, 1, 0.01), ReturnScale(1)
+        self.value = mlp(self.features, hidden, 1, 0.01)
         self.multipliers = self._multipliers()
         fields = {"obs": (obs.shape, torch.uint8), "action": ((self.actions,), torch.float32)}
         fields |= {name: ((), torch.float32) for name in ("reward", "terminated", "first")}
         size = c.replay_capacity // self.num_envs
         self.replay = Replay(fields, size, self.num_envs, self.device)
         learnt = {"model": self.model, "policy": self.policy, "value": self.value}
-        modules = {**learnt, "return_scale": self.return_scale}
-        modules |= {f"{name}_multiplier": m for name, m in self.multipliers.items()}
+        modules = learnt | {f"{name}_multiplier": m for name, m in self.multipliers.items()}
         for module in modules.values():
             module.to(self.device)
         self.optimizers = {
@@ -316,7 +315,7 @@ class InfoPower(Agent):
         weights = {name: getattr(self.config, f"{name}_weight") for name in sign}
         costs = {name: s * terms[name].detach() for name, s in sign.items()}
         costs["joint"] = sum(cost for name, cost in costs.items() if weights[name] > 0)
-        weights |= {name: m.update(costs[name]) for name, m in self.multipliers.items()}
+        weights |= {name: m.update(costs[name]).clone() for name, m in self.multipliers.items()}
         joint = weights.pop("joint", None)
         return weights if joint is None else {k: joint * (w > 0) for k, w in weights.items()}
 
@@ -387,7 +386,7 @@ class InfoPower(Agent):
 
     def _update_behaviour(self, features: Tensor) -> dict[str, Tensor]:
         """Policy and value on imagined λ-returns, by gradients through the model (Dreamer)."""
-        c, scale = self.config, self.return_scale
+        c = self.config
         rows = torch.randint(
             len(features), (c.imagination_starts,), generator=self.generator, device=self.device
         )
@@ -400,22 +399,25 @@ class InfoPower(Agent):
         )  # fmt: skip
         left = max(0.0, 1 - self.num_timesteps / c.empowerment_steps)
         reward = seen.reward + c.empowerment_reward * left * nats.clamp(0, c.empowerment_clip)
-        value = scale.decode(self.value(seen.states[1:])).squeeze(-1)
+        value = self._value(seen.states[1:])
         returns = lambda_returns(reward, value, c.gamma * seen.continues, c.lam)
         alive = torch.cat([torch.ones_like(reward[:1]), seen.continues[:-1]]).cumprod(0).detach()
         assert returns.shape == seen.log_prob.shape == alive.shape, (returns.shape, alive.shape)
-        gain = returns / scale.std.clamp_min(1.0) - c.entropy * seen.log_prob
+        gain = (1 - c.gamma) * returns - c.entropy * seen.log_prob
         self._descend("policy", -(alive * gain).mean())
         self.model.requires_grad_(True)
         self.value.requires_grad_(True)
-        scale.update(returns.detach()[..., None])
-        error = self.value(seen.states[:-1].detach()) - scale.encode(returns.detach()[..., None])
-        value_loss = (alive * error.squeeze(-1).square()).mean()
+        error = (1 - c.gamma) * (self._value(seen.states[:-1].detach()) - returns.detach())
+        value_loss = (alive * error.square()).mean()
         self._descend("value", value_loss)
         metrics = {"return": returns, "reward": seen.reward, "empowerment": nats}
         metrics |= {"entropy": -seen.log_prob}
         means = {f"policy/{name}": value.detach().mean() for name, value in metrics.items()}
         return means | {"value/loss": value_loss.detach()}
+
+    def _value(self, states: Tensor) -> Tensor:
+        """V(s) [*]; the network says reward per step, which is of order 1 whatever γ is."""
+        return self.value(states).squeeze(-1) / (1 - self.config.gamma)
 
     def _descend(self, part: str, loss: Any) -> None:
         """One clipped gradient step of a part."""

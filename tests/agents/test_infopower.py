@@ -15,6 +15,7 @@ from agents import AGENTS, ConfigError, InfoPower
 from agents.core.config import build, read_yaml
 
 TINY = {
+    "num_envs": 4,
     "depth": 4, "deter": 16, "stoch": 8, "units": 16, "batch_size": 4, "batch_length": 6,
     "horizon": 3, "imagination_starts": 8, "prefill": 40, "replay_capacity": 2000,
     "collect_steps": 5, "gradient_steps": 2, "total_timesteps": 120, "log_interval": 1,
@@ -40,12 +41,12 @@ def filled(env, **settings) -> InfoPower:
 
 
 LEAK = {
-    "deter": 32, "units": 32, "batch_size": 16, "batch_length": 8, "replay_capacity": 8000,
-    "bfloat16": False,
+    "depth": 8, "deter": 32, "units": 32, "batch_size": 16, "batch_length": 8,
+    "replay_capacity": 6400, "model_lr": 2e-3, "observation_weight": 1.0,
 }  # fmt: skip
 
 
-def empowerment_of_noise(code: str, steps: int = 250) -> float:
+def empowerment_of_noise(code: str, steps: int = 220) -> float:
     """Estimate [nats] on fresh data where images are noise, after training on such data."""
     agent = filled(Square(16, noise=True), code=code, **LEAK)
     for _ in range(steps):
@@ -69,9 +70,9 @@ def test_published_empowerment_leaks():
 
 def test_empowerment_is_found_where_there_is_some():
     agent = filled(Square(16), **LEAK)
-    for _ in range(250):
+    for _ in range(220):
         _, metrics = agent._update_model(agent.sample())
-    assert metrics["information/empowerment"] > 0.3
+    assert metrics["information/empowerment"] > 0.5
 
 
 # ---- the objective
@@ -83,7 +84,9 @@ def test_rows_are_what_an_action_led_to():
     class Recorded(Square):
         def step(self, actions):
             out = super().step(actions)
-            seen.append((actions.clone(), out[4]["final_obs"].clone(), out[1], out[4]["_final_obs"]))
+            seen.append(
+                (actions.clone(), out[4]["final_obs"].clone(), out[1], out[4]["_final_obs"])
+            )
             return out
 
     seen = []
@@ -212,7 +215,9 @@ def test_termination_ends_imagined_returns():
             p.zero_()
         agent.world.continues[-1].bias.fill_(-30.0)  # every successor is terminal
     metrics = agent._update_behaviour(features)
-    assert metrics["policy/return"] - metrics["policy/reward"] <= agent.config.empowerment_clip * 0.1
+    assert (
+        metrics["policy/return"] - metrics["policy/reward"] <= agent.config.empowerment_clip * 0.1
+    )
 
 
 # ---- the contract
