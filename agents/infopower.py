@@ -130,8 +130,8 @@ class InfoPowerConfig(AgentConfig):
     """Discount γ."""
     lam: float = 0.95
     """λ of the λ-returns."""
-    entropy: float = 1e-3
-    """Weight of the policy's entropy [per nat]."""
+    entropy: float = 0.01
+    """Weight of the policy's entropy, in reward per step and nat."""
     max_grad_norm: float = 100.0
     """Gradient clipping."""
     bfloat16: bool = True

@@ -106,8 +106,8 @@ def test_actions_of_other_bounds_are_scaled():
     env.single_action_space = gym.spaces.Box(np.float32([0, -3]), np.float32([2, 1]))
     agent = tiny(env)
     action, state = agent.act(env.reset(seed=0)[0], agent.initial_state(4), False)
-    assert torch.allclose(action, 1 + state["action"] * 1 + torch.tensor([0.0, -2]) +
-                          torch.tensor([0.0, 1.0]) * state["action"])  # fmt: skip
+    middle, half = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 2.0])
+    assert torch.allclose(action, middle + half * state["action"])
 
 
 def terms(**values) -> dict[str, torch.Tensor]:
@@ -147,27 +147,16 @@ def test_joint_constraint_has_the_papers_single_multiplier():
 
 @pytest.mark.parametrize("free", [True, False])
 def test_free_nats_are_free(free):
-    """Below the target the representation does not pay; the forward model is fitted all the same."""
-    target = 1e3 if free else 1e-3
-    agent = filled(Square(), constraint="none", forward_target=target, forward_weight=1.0,
-                   observation="none", empowerment_weight=0.0, reward_weight=0.0)  # fmt: skip
-    batch = agent.sample()
-    _, values, fits = agent.terms(batch)
-    loss = values["forward"].clamp_min(target) + fits["forward"]
-    loss.backward()
-    posterior, prior = (
-        sum(p.grad.abs().sum() for p in head.parameters() if p.grad is not None)
-        for head in (agent.world.rssm.posterior_head, agent.world.rssm.prior_head)
-    )
-    assert prior > 0
-    assert (posterior == 0) is free or posterior > 0
-    before = [p.clone() for p in agent.world.rssm.posterior_head.parameters()]
-    agent.optimizers["model"].zero_grad()
-    agent._update_model(batch)
-    after = agent.world.rssm.posterior_head.parameters()
-    moved = sum((x - y).abs().sum().item() for x, y in zip(before, after, strict=True))
-    # fits["continues"] and the recurrent input reach the posterior's sample, KL does not
-    assert moved > 0 or free
+    """Below the target the representation's gradient does not depend on the weight of the KL."""
+    gradients = []
+    for weight in (0.1, 5.0):
+        agent = filled(Square(), constraint="none", forward_target=1e3 if free else 1e-3,
+                       forward_weight=weight)  # fmt: skip
+        agent._descend = lambda part, loss: loss.backward()
+        agent._update_model(agent.sample())
+        head = agent.world.rssm.posterior_head
+        gradients.append(torch.cat([p.grad.flatten() for p in head.parameters()]))
+    assert torch.allclose(*gradients) is free
 
 
 @pytest.mark.parametrize("negatives", ["batch", "sequence"])
