@@ -314,7 +314,8 @@ class InfoPower(Agent):
         sign = {"empowerment": -1, "reward": -1, "forward": 1}
         weights = {name: getattr(self.config, f"{name}_weight") for name in sign}
         costs = {name: s * terms[name].detach() for name, s in sign.items()}
-        costs["joint"] = sum(cost for name, cost in costs.items() if weights[name] > 0)
+        parts = [cost for name, cost in costs.items() if weights[name] > 0]
+        costs["joint"] = torch.stack([terms["forward"].new_zeros(()), *parts]).sum().detach()
         weights |= {name: m.update(costs[name]).clone() for name, m in self.multipliers.items()}
         joint = weights.pop("joint", None)
         return weights if joint is None else {k: joint * (w > 0) for k, w in weights.items()}

@@ -53,17 +53,18 @@ class ConvEncoder(nn.Module):
             # torch's own initialisation shrinks what differs between images fourfold in a layer.
             nn.init.orthogonal_(layers[-2].weight, 2**0.5)  # type: ignore[arg-type]
             nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-        self.bfloat16 = bfloat16
+        self.layers = nn.Sequential(*layers)
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.low_precision = bfloat16
         self.size = channels[-1] * math.prod(_conv_sizes(s)[-1] for s in shape[1:])
 
     def forward(self, obs: Tensor) -> Tensor:
         """Embeddings [*, E]."""
         lead = obs.shape[:-3]
         # bfloat16 holds 0 .. 255 exactly, in half of the memory.
-        kind = torch.bfloat16 if self.bfloat16 else torch.float32
+        kind = torch.bfloat16 if self.low_precision else torch.float32
         x = obs.flatten(0, -4).to(kind, memory_format=torch.channels_last).mul_(1 / 255).sub_(0.5)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
             x = self.layers(x)
         return x.float().reshape(*lead, self.size)
 
@@ -84,25 +85,28 @@ class ConvDecoder(nn.Module):
         self, features: int, shape: tuple[int, ...], depth: int, bfloat16: bool = True
     ) -> None:
         super().__init__()
-        self.shape, self.bfloat16 = tuple(shape), bfloat16
+        self.shape, self.low_precision = tuple(shape), bfloat16
         heights, widths = _conv_sizes(shape[1]), _conv_sizes(shape[2])
         channels = [depth * 8, depth * 4, depth * 2, depth, shape[0]]
         self.first = (channels[0], heights[-1], widths[-1])
         self.linear = nn.Linear(features, math.prod(self.first))
         layers: list[nn.Module] = []
         for i in range(4):
-            rest = tuple(s[3 - i] - (2 * s[4 - i] + 2) for s in (heights, widths))
+            rest = [s[3 - i] - (2 * s[4 - i] + 2) for s in (heights, widths)]
             layers.append(
-                nn.ConvTranspose2d(channels[i], channels[i + 1], 4, 2, output_padding=rest)
+                nn.ConvTranspose2d(
+                    channels[i], channels[i + 1], 4, 2, output_padding=(rest[0], rest[1])
+                )
             )
             layers.append(nn.ReLU())
-        self.layers = nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers[:-1])
+        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor) -> Tensor:
         """Means [*, C, H, W], float32."""
         x = self.linear(features.flatten(0, -2)).unflatten(-1, self.first)
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
             x = self.layers(x)
         return x.float().view(*features.shape[:-1], *self.shape)
 
@@ -307,7 +311,8 @@ class WorldModel(nn.Module):
 
     def filter(self, obs: Tensor, state: Tensor, action: Tensor, noise: Tensor) -> Tensor:
         """(h_t, z_t) [N, D + Z] from the previous one, a_{t-1} [N, U] and o_t."""
-        deter = self.rssm.advance(*state.split(self.sizes, -1), action)
+        deter, code = state.split(self.sizes, -1)
+        deter = self.rssm.advance(deter, code, action)
         posterior = self.rssm.posterior(self.encoder(obs), deter)
         return torch.cat([deter, posterior.sample(noise)], -1)
 
@@ -326,7 +331,8 @@ class WorldModel(nn.Module):
         for _ in range(horizon):
             moments = policy.moments(state.detach())
             action, log_prob = policy.sample(moments, draw(*moments.mean.shape))
-            deter = self.rssm.advance(*state.split(self.sizes, -1), action)
+            deter, code = state.split(self.sizes, -1)
+            deter = self.rssm.advance(deter, code, action)
             code = self.rssm.prior(deter).sample(draw(len(state), self.sizes[1]))
             state = torch.cat([deter, code], -1)
             states.append(state)
