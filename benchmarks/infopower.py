@@ -3,14 +3,15 @@
     python benchmarks/infopower.py all [jobs=2] [steps=30000] [seeds=3]   everything below, in order
     python benchmarks/infopower.py speed                                  CPU-seconds of an update
     python benchmarks/infopower.py learning [tasks=arm,cartpole] [backgrounds=video,ghost]
-                                            [methods=infopower,dreamer]   some of the runs
+                                            [methods=infopower,dreamer]
+                                            [scale=default|small]         some of the runs
     python benchmarks/infopower.py video [run=<directory>]                what a latent kept, to see
     python benchmarks/infopower.py report                                 tables from the CSVs
 
 Every run is a directory under runs/benchmark/infopower and is skipped when it is done. A curve's
-points have the updates and the CPU-seconds of training spent so far, so that methods can be compared
-at either. Probes read (h, z) of a frozen model on episodes of random actions, the same for all
-methods; they are judged on other episodes, and on others still before backdrops that no training saw.
+points have the updates and the CPU-seconds of training spent so far, so that methods can be
+compared at either. Probes read (h, z) of a frozen model on episodes of random actions, the same for
+all methods; they are judged on other episodes, and on others before backdrops that no training saw.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,13 @@ METHODS = (
     "infopower", "dreamer", "cvrl", "repo", "infopower-no-representation", "infopower-no-policy",
     "infopower-no-empowerment", "infopower-literal", "tia-like", "r2dreamer-style", "random",
 )  # fmt: skip
-POINTS = 5  # of a curve, besides the one before training
+SCALES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {"depth": 8, "batch_length": 16, "horizon": 10, "imagination_starts": 64,
+              "eval_episodes": 8},
+}  # fmt: skip
+"""What differs from the configurations' sizes, for all methods alike."""
+POINTS = 4  # of a curve, besides the one before training
 PROBE_ENVS, PROBE_STEPS = 16, 120  # episodes of random actions: training and test have these each
 
 
@@ -43,7 +51,7 @@ PROBE_ENVS, PROBE_STEPS = 16, 120  # episodes of random actions: training and te
 def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"task": task, "background": background, "method": method, "seed": seed,
-         "steps": options["steps"]}
+         "steps": options["steps"], "scale": options["scale"]}
         for seed in range(options["seeds"])
         for task in options["tasks"].split(",")
         for background in options["backgrounds"].split(",")
@@ -52,7 +60,7 @@ def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def directory(run: dict[str, Any]) -> Path:
-    name = "-".join(str(run[k]) for k in ("task", "background", "method", "steps"))
+    name = "-".join(str(run[k]) for k in ("task", "background", "method", "scale", "steps"))
     return RUNS / f"{name}-seed{run['seed']}"
 
 
@@ -66,6 +74,7 @@ def make(run: dict[str, Any]) -> Any:
         "env": f"pixels/{run['task']}", "env_kwargs": {"background": run["background"]},
         "seed": run["seed"], "total_timesteps": run["steps"], "empowerment_steps": run["steps"],
         "device": "cpu", "log_interval": 1, "replay_capacity": max(run["steps"], 1000),
+        **SCALES[run["scale"]],
     }  # fmt: skip
     return InfoPower(config=build(InfoPower.Config, layers, overrides))
 
@@ -156,8 +165,9 @@ def measure(agent: Any, data: dict[str, Any], cpu_seconds: float) -> dict[str, f
     x = {split: encode(agent, rows) for split, rows in data.items()}
     for what in ("controllable", "distractor"):
         y = {split: rows[what][10:].flatten(0, 1).float() for split, rows in data.items()}
-        for probe in (r.linear_probe, r.mlp_probe):
-            name = f"{probe.__name__.removesuffix('_probe')}_{what}"
+        probes = {"linear": r.linear_probe, "mlp": partial(r.mlp_probe, steps=300)}
+        for name, probe in probes.items():
+            name = f"{name}_{what}"
             point[name] = probe(x["train"], y["train"], x["test"], y["test"])
             point[f"{name}_unseen"] = probe(x["train"], y["train"], x["held-out"], y["held-out"])
         codes = [principal(x["test"], 16), principal(y["test"], 8)]
@@ -186,8 +196,8 @@ def collect() -> None:
     """curves.csv from every run that is done."""
     rows = []
     for path in sorted(RUNS.glob("*/done.json")):
-        task, background, *method, steps, seed = path.parent.name.split("-")
-        key = {"task": task, "background": background, "method": "-".join(method)}
+        task, background, *method, scale, steps, seed = path.parent.name.split("-")
+        key = {"task": task, "background": background, "method": "-".join(method), "scale": scale}
         key |= {"steps": int(steps), "seed": int(seed.removeprefix("seed"))}
         rows += [key | point for point in json.loads(path.read_text())]
     write_csv(RESULTS / "curves.csv", rows)
@@ -209,7 +219,8 @@ def speed() -> None:
     }  # fmt: skip
     learners, times = {}, {name: ([], []) for name in variants}
     for name, (method, bfloat16) in variants.items():
-        run = {"task": "arm", "background": "ghost", "method": method, "seed": 0, "steps": 2000}
+        run = {"task": "arm", "background": "ghost", "method": method, "seed": 0, "steps": 2000,
+               "scale": "default"}  # fmt: skip
         learners[name] = agent = make(run)
         agent.world.encoder.low_precision = bfloat16
         if agent.world.decoder is not None:
@@ -285,6 +296,7 @@ def main(arguments: list[str]) -> None:
     options: dict[str, Any] = {
         "jobs": 2, "steps": 30_000, "seeds": 3, "tasks": "arm,cartpole",
         "backgrounds": "video,ghost", "methods": ",".join(METHODS), "run": "",
+        "scale": "default",
     }  # fmt: skip
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")

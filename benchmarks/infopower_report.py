@@ -33,13 +33,17 @@ def report(results: Path) -> None:
         text += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows] + [""]
     if (results / "curves.csv").exists():
         rows = read(results / "curves.csv")
-        for where, some in group(rows, lambda r: f"{r['task']}, {r['background']}").items():
+        for where, some in group(rows, _where).items():
             last = max(row["timesteps"] for row in some)
             ends = [row for row in some if row["timesteps"] == last]
             text += [f"## {where}", "", table(group(ends, lambda r: r["method"]), SHOWN, "method")]
             text += [""]
-            _plot(some, results / f"{where.replace(', ', '-')}.png")
+            _plot(some, results / f"{where.replace(', ', '-').replace(' ', '-')}.png")
     (results / "REPORT.md").write_text("\n".join(text))
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['task']}, {row['background']}, {row['scale']} scale, {row['steps']:.0f} steps"
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
