@@ -61,7 +61,7 @@ def test_train_lines_run_in_order(tmp_path):
             plain = len(given - {line[0], "env", "seed"}) == 0
             name = f"slim-tabletop/{seed}" if plain else f"{len(given)}"
             own = line[0] in (*TEAMS, *PIXELS)
-            line.append(f"run=runs/{line[0] + name if own else name}")
+            line.append(f"run=runs/{f'{line[0]}-{len(given)}' if own else name}")
         done = subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *line], cwd=tmp_path, capture_output=True,
             text=True, timeout=600,
