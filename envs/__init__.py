@@ -20,6 +20,7 @@ from envs.contract import ContractError, check
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
+from envs.pixels_dmc import SuitePixels
 from envs.tabletop import make_tabletop
 
 __all__ = [
@@ -40,25 +41,7 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "hopper": factory(Hopper),
     "walker2d": factory(Walker2d),
     "ant": factory(Ant),
-    "dmc/cartpole-balance": factory(suite.Cartpole),
-    "dmc/cartpole-balance_sparse": factory(partial(suite.Cartpole, sparse=True)),
-    "dmc/cartpole-swingup": factory(partial(suite.Cartpole, swingup=True)),
-    "dmc/cartpole-swingup_sparse": factory(partial(suite.Cartpole, swingup=True, sparse=True)),
-    "dmc/cheetah-run": factory(suite.Cheetah),
-    "dmc/walker-stand": factory(partial(suite.Walker, speed=0)),
-    "dmc/walker-walk": factory(partial(suite.Walker, speed=1)),
-    "dmc/walker-run": factory(partial(suite.Walker, speed=8)),
-    "dmc/reacher-easy": factory(partial(suite.Reacher, radius=0.05)),
-    "dmc/reacher-hard": factory(partial(suite.Reacher, radius=0.015)),
-    "dmc/ball_in_cup-catch": factory(suite.BallInCup),
-    "dmc/finger-spin": factory(suite.Finger),
-    "dmc/finger-turn_easy": factory(partial(suite.Finger, radius=0.07)),
-    "dmc/finger-turn_hard": factory(partial(suite.Finger, radius=0.03)),
-    "dmc/hopper-stand": factory(partial(suite.Hopper, hop=False)),
-    "dmc/hopper-hop": factory(partial(suite.Hopper, hop=True)),
-    "dmc/pendulum-swingup": factory(suite.Pendulum),
-    "dmc/quadruped-walk": factory(partial(suite.Quadruped, speed=0.5)),
-    "dmc/quadruped-run": factory(partial(suite.Quadruped, speed=5)),
+    **{f"dmc/{name}": factory(task) for name, task in suite.TASKS.items()},
     "particles/free": particles.Free,
     "particles/spread": particles.Spread,
     "particles/tag": particles.Tag,
@@ -69,6 +52,7 @@ ENVS: dict[str, Callable[..., BatchedEnv]] = {
     "pixels/arm": pixels.Arm,
     "pixels/cartpole": pixels.Cartpole,
     "pixels/point": pixels.Point,
+    **{f"pixels/dmc/{name}": partial(SuitePixels, task) for name, task in suite.TASKS.items()},
 }
 
 

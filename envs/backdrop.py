@@ -12,6 +12,7 @@ window [pixels].
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,6 +95,25 @@ def ghost_pictures(frames: Tensor, labels: Tensor) -> Pictures:
     return Pictures(torch.where(inside, flat, plain), lengths, labels.flatten(0, 1))
 
 
+def crop(frames: Tensor, index: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """Windows of frames [F, C, S, S], [N, C, side, side], with one gather of rows of pixels.
+
+    Args:
+        frames: contiguous.
+        index: of a frame, int64 [N].
+        top: first row of the window, int64 [N].
+        left: first column, int64 [N].
+        side: of the window.
+    """
+    channels, size = frames.shape[1], frames.shape[-1]
+    strips = frames.flatten().unfold(0, side, 1)  # at every pixel, the next ones; without a copy
+    begin = (channels * size * index + top) * size + left
+    plane = size * size * torch.arange(channels, device=frames.device)
+    row = size * torch.arange(side, device=frames.device)
+    rows = begin[:, None, None] + plane[:, None] + row
+    return strips.index_select(0, rows.flatten()).view(-1, channels, side, side)
+
+
 class _Actor(Protocol):
     num_envs: int
     max_episode_steps: int
@@ -161,20 +181,23 @@ class Backdrop:
         if split not in get_args(Split):
             raise ValueError(f"split={split!r}: expected one of {get_args(Split)}")
         self.window = size if window is None else window
-        if not 8 <= self.window <= size:
-            raise ValueError(f"window={window}: expected 8 .. {size} pixels")
+        if not 8 <= self.window <= size or self.window % GRID:
+            raise ValueError(
+                f"window={window}: expected a multiple of {GRID} in 8 .. {size} pixels"
+            )
         if videos is not None and kind not in ("static", "video"):
             raise ValueError(
                 f"videos: background={kind!r} shows none; expected 'static' or 'video'"
             )
         self.kind: Background = kind
-        self._plain = torch.tensor(PLAIN, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
-        self._plain = self._plain.repeat(num_envs, 1, size, size)
-        self._edge = (size - self.window) // 2
+        plain = torch.tensor(PLAIN, dtype=torch.uint8, device=device).view(1, 3, 1, 1)
+        self._plain = plain.repeat(num_envs, 1, size, size)
+        edge = (size - self.window) // 2
+        self._inside = slice(edge, edge + self.window)
         self.cursor = torch.zeros(num_envs, 4, dtype=torch.int64, device=device)
         """Clip, phase of the way forth and back through it, top and left of the window."""
         self.fingerprint = torch.zeros(1, dtype=torch.int64, device=device)
-        self._shown: Tensor | None = None
+        self._shown: Tensor | None = None  # the window, as long as the cursor stays
         if kind == "none":
             return
         if kind == "noise":
@@ -187,10 +210,8 @@ class Backdrop:
         self._labels = None if pool.labels is None else pool.labels.to(device)
         self._first = (pool.lengths.cumsum(0) - pool.lengths).to(device)
         self._cycle = (2 * pool.lengths - 2).clamp(min=1).to(device)
-        frames = pool.frames.to(device)
-        # every window of every frame, without a copy: [F, 3, tops, lefts, W, W]
-        self._windows = frames.unfold(2, self.window, 1).unfold(3, self.window, 1)
-        self._places = self._windows.shape[2]
+        self._frames = pool.frames.to(device)
+        self._places = self._frames.shape[-1] - self.window + 1
 
     def begin(self, rng: CounterRNG, mask: Tensor) -> None:
         """Draw what is shown first in the episodes of `mask`, bool [N]."""
@@ -206,7 +227,9 @@ class Backdrop:
         self._shown = None
         clip, phase, top, left = self.cursor.unbind(1)
         self.cursor = torch.stack((clip, (phase + 1) % self._cycle[clip], top, left), 1)
-        self._draw(rng, elapsed % CHANGE_EVERY == 0)
+        change = elapsed % CHANGE_EVERY == 0
+        if change.device.type != "cpu" or bool(change.any()):  # looking is free on the CPU
+            self._draw(rng, change)
 
     def _draw(self, rng: CounterRNG, mask: Tensor) -> None:
         self._shown = None
@@ -226,18 +249,22 @@ class Backdrop:
         clip, phase = self.cursor[:, 0], self.cursor[:, 1]
         return self._first[clip] + torch.minimum(phase, self._cycle[clip] - phase)
 
+    def shown(self) -> Tensor:
+        """What is in the window, uint8 [N, 3, W, W]; not to be written."""
+        if self._shown is None:
+            _, _, top, left = self.cursor.unbind(1)
+            self._shown = crop(self._frames, self.frame(), top, left, self.window)
+        return self._shown
+
     def picture(self) -> Tensor:
         """Pictures uint8 [N, 3, R, R]; not to be written."""
-        if self._shown is None:
-            if self.kind == "none":
-                self._shown = self._plain
-            else:
-                shown = self._windows[self.frame(), :, self.cursor[:, 2], self.cursor[:, 3]]
-                self._shown = shown
-                if shown.shape[-1] < self._plain.shape[-1]:
-                    self._shown = self._plain.clone()
-                    self._middle(self._shown).copy_(shown)
-        return self._shown
+        if self.kind == "none":
+            return self._plain
+        if self.window == self._plain.shape[-1]:
+            return self.shown()
+        picture = self._plain.clone()
+        picture[..., self._inside, self._inside] = self.shown()
+        return picture
 
     def state(self) -> Tensor:
         """What there is to know, float32 [N, D], fresh.
@@ -250,8 +277,10 @@ class Backdrop:
         if self._labels is not None:
             shift = 1 - 2 * self.cursor[:, 2:].float() / max(self._places - 1, 1)
             return torch.cat((self._labels[self.frame()], shift), 1)
-        window = self._middle(self.picture()).float()
-        return functional.adaptive_avg_pool2d(window, GRID).flatten(1) / 255
+        tile = self.window // GRID
+        rows = self.shown().view(-1, 3, GRID, tile, self.window).sum(3, dtype=torch.int32)
+        tiles = rows.view(-1, 3 * GRID, GRID, tile).sum(3)
+        return tiles.flatten(1) / (255 * tile * tile)
 
     def live(self) -> dict[str, Tensor]:
         """What an environment's state must hold of it."""
@@ -274,6 +303,64 @@ class Backdrop:
         """Look at the cursor again, which was written from outside."""
         self._shown = None
 
-    def _middle(self, picture: Tensor) -> Tensor:
-        inside = slice(self._edge, self._edge + self.window)
-        return picture[..., inside, inside]
+
+class Jitter:
+    """A camera that shakes and light that changes: both wander, whatever the agent does.
+
+    Five Ornstein-Uhlenbeck processes with a time of 20 steps: two shifts of the picture and the
+    gain of each colour. (Ours, after the camera jitter of Wang et al., "Denoised MDPs", arXiv
+    2206.15477.)
+
+    Args:
+        num_envs: N.
+        camera: largest shift [pixels].
+        colour: largest change of a colour's brightness, as a fraction of it.
+        device: where its state lives.
+
+    Raises:
+        ValueError: out of range.
+    """
+
+    def __init__(
+        self, num_envs: int, camera: int, colour: float, device: torch.device | str = "cpu"
+    ) -> None:
+        if not 0 <= camera <= 32:
+            raise ValueError(f"camera_jitter={camera}: expected 0 .. 32 pixels")
+        if not 0 <= colour <= 1:
+            raise ValueError(f"colour_jitter={colour}: expected 0 .. 1")
+        self.camera, self.colour = camera, colour
+        self.state = torch.zeros(num_envs, 5, device=device)
+
+    def begin(self, rng: CounterRNG, mask: Tensor) -> None:
+        """Draw the start of the episodes in `mask`, bool [N]."""
+        if self:
+            self.state = torch.where(mask[:, None], rng.normal(5), self.state)
+
+    def advance(self, rng: CounterRNG) -> None:
+        """Wander on."""
+        if self:
+            self.state = 0.95 * self.state + math.sqrt(1 - 0.95**2) * rng.normal(5)
+
+    def values(self) -> Tensor:
+        """Shifts down and to the right, and red, green and blue, in -1 .. 1 of the largest."""
+        return (self.state / 2).clamp(-1, 1)
+
+    def __bool__(self) -> bool:
+        return self.camera > 0 or self.colour > 0
+
+    def apply(self, picture: Tensor) -> Tensor:
+        """The picture to be seen, uint8 [N, 4, R, R].
+
+        Args:
+            picture: uint8 [N, 4, R + 2 camera, R + 2 camera], RGB and coverage.
+        """
+        values = self.values()
+        if self.camera:
+            top, left = (self.camera * (1 + values[:, :2])).round().long().unbind(1)
+            index = torch.arange(len(picture), device=picture.device)
+            side = picture.shape[-1] - 2 * self.camera
+            picture = crop(picture.contiguous(), index, top, left, side)
+        if self.colour:
+            gain = functional.pad(1 + self.colour * values[:, 2:], (0, 1), value=1.0)
+            picture = (picture * gain[..., None, None]).clamp(0, 255).round().to(torch.uint8)
+        return picture

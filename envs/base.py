@@ -140,6 +140,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
     spec: Any = None
     dt: float | None = None
     """Seconds per step, where time means something."""
+    terminates: bool = True
+    """Whether an episode may end before `max_episode_steps`. If not, the host knows when one ends,
+    and a GPU need not prepare a new one at every step."""
     captures_state: bool = True
     """Whether `state_dict` holds the whole simulation; if not, taking it restarts the episodes."""
     last_obs: Tensor
@@ -172,6 +175,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._everyone = torch.ones(num_envs, dtype=torch.bool, device=self.device)
         self._ended = torch.zeros_like(self._everyone)  # rows that wait for a reset
         self._same_step = True
+        self._clock: np.ndarray | None = None  # `elapsed`, where only the host's copy can be read
+        if self.device.type != "cpu" and not self.terminates:
+            self._clock = np.zeros(num_envs, np.int64)
         self._action_shape = (num_envs, *(action_space.shape or ()))
         self._integer = not isinstance(action_space, gym.spaces.Box)
         self._action_dtype = torch.int64 if self._integer else torch.float32
@@ -263,6 +269,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             self.rng.episode.masked_fill_(mask, -1)
         self._restart(mask)
         self._ended &= ~mask
+        self._synchronise()
         return self._observe(), dict(self.context())
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -304,10 +311,17 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     def _may_restart(self, done: Tensor) -> bool:
         """Whether a row of `done` may be set; looking would make the host wait for a GPU."""
-        return self.device.type != "cpu" or bool(done.any())
+        if self._clock is None:
+            return self.device.type != "cpu" or bool(done.any())
+        self._clock += 1
+        ended = self._clock >= self.max_episode_steps
+        self._clock[ended] = 0
+        return bool(ended.any())
 
     def _synchronise(self) -> None:
         """Called after `elapsed` was set from outside of `step`, for what follows it; may wait."""
+        if self._clock is not None:
+            self._clock = self.elapsed.cpu().numpy().copy()
 
     def _restart(self, mask: Tensor) -> None:
         self.rng.begin(mask)
@@ -388,6 +402,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         for name, value in live.items():
             value.copy_(saved[name])
         self.rng.load_state_dict(state["rng"])
+        self._synchronise()
 
 
 def _action_bounds(space: gym.Space[Any]) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from envs.base import BatchedEnv, CounterRNG, SimulationError
 
 Backend = Literal["auto", "batch", "warp"]
-Kind = Literal["rgb", "depth", "segmentation"]
+Kind = Literal["rgb", "rgba", "depth", "segmentation"]
 
 _NONE, _VEL, _ACC = (
     stage.value
@@ -309,10 +309,7 @@ class MujocoEnv(BatchedEnv):
         self.max_episode_steps = task.max_episode_steps
         self.reward_names, self.skill_columns = task.reward_names, task.skill_columns
         self.dt = float(model.opt.timestep) * task.frame_skip
-        # Without early ends the host knows when episodes end, and need not reset at every step.
-        self._clock: np.ndarray | None = None
-        if self.sim.device.type != "cpu" and not task.terminates:
-            self._clock = np.zeros(num_envs, np.int64)
+        self.terminates = task.terminates
         bound = task.observation_bound
         observation_space = gym.spaces.Box(-bound, bound, (task.observation_size,), np.float32)
         super().__init__(num_envs, observation_space, task.action_space(model), device, seed)
@@ -332,27 +329,6 @@ class MujocoEnv(BatchedEnv):
 
     def _observe(self) -> Tensor:
         return self.task.observe(self.sim)
-
-    def _may_restart(self, done: Tensor) -> bool:
-        if self._clock is None:
-            return super()._may_restart(done)
-        self._clock += 1
-        ended = self._clock >= self.max_episode_steps
-        self._clock[ended] = 0
-        return bool(ended.any())
-
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """See `BatchedEnv.reset`."""
-        result = super().reset(seed=seed, options=options)
-        self._synchronise()
-        return result
-
-    def _synchronise(self) -> None:
-        """See `BatchedEnv`."""
-        if self._clock is not None:
-            self._clock = self.elapsed.cpu().numpy().copy()
 
     def _state(self) -> dict[str, Tensor]:
         # sensors of forces describe the last substep: the state alone does not give them back
@@ -414,7 +390,6 @@ class MujocoEnv(BatchedEnv):
             self.sim.forward()
         if self.task.forces:
             self.sim.field("sensordata").copy_(state["state"]["sensordata"])
-        self._synchronise()
 
     def check(self) -> None:
         """See `BatchedEnv`."""
@@ -435,11 +410,12 @@ class MujocoEnv(BatchedEnv):
         Args:
             camera: name of the camera; the model's first if None.
             resolution: height and width.
-            kind: 'rgb', 'depth' or 'segmentation'.
+            kind: 'rgb', 'rgba', 'depth' or 'segmentation'.
             shadows: whether lights cast shadows.
 
         Returns:
-            rgb: uint8 [N, 3, height, width]. depth: float32 [N, 1, height, width], along the
+            rgb: uint8 [N, 3, height, width]. rgba: with a fourth channel, 255 where there is
+            something and 0 where there is nothing. depth: float32 [N, 1, height, width], along the
             camera's axis [m], 0 where there is nothing. segmentation: int32 [N, 2, height, width],
             index and `mjtObj` type of what is seen, -1 where there is nothing.
 

@@ -110,6 +110,7 @@ class RasterEnv(BatchedEnv):
     actions: int
     state_size: int
     duration: int = 1000
+    terminates = False
 
     def __init__(
         self,
@@ -128,15 +129,18 @@ class RasterEnv(BatchedEnv):
         self.action_repeat = self.repeat if action_repeat is None else action_repeat
         if not 1 <= self.action_repeat <= self.duration:
             raise ValueError(f"action_repeat={action_repeat}: expected 1 .. {self.duration}")
-        if not 16 <= size <= 512:
-            raise ValueError(f"size={size}: expected 16 .. 512 pixels")
+        if not 16 <= size <= 512 or size % 4:
+            raise ValueError(f"size={size}: expected a multiple of 4 in 16 .. 512 pixels")
         self.max_episode_steps = math.ceil(self.duration / self.action_repeat)
         self.dt = self.control_dt * self.action_repeat
         self.sparse = sparse
         images = gym.spaces.Box(0, 255, (3, size, size), np.uint8)
         action = gym.spaces.Box(-1, 1, (self.actions,), np.float32)
         super().__init__(num_envs, images, action, device, seed)
-        self.state = torch.zeros(num_envs, self.state_size, device=self.device)
+        # In float64, since sines and exponentials of the last rows of a batch are not rounded like
+        # those of the others: in float32 a picture could depend on N.
+        shape = (num_envs, self.state_size)
+        self.state = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self.target = torch.zeros(num_envs, 2, device=self.device)
         ghost = functools.partial(_ghost, type(self), self.action_repeat, split)
         self.backdrop = Backdrop(
@@ -158,16 +162,16 @@ class RasterEnv(BatchedEnv):
         """The state [N, S] one control step later, with `action` [N, U] in -1 .. 1."""
         raise NotImplementedError
 
-    def reward(self, action: Tensor) -> Tensor:
-        """Reward of the control step that led to `self.state`, [N] in 0 .. 1."""
+    def reward(self, states: Tensor, action: Tensor) -> Tensor:
+        """Rewards of the control steps that led to `states` [T, N, S], [T, N] in 0 .. 1."""
         raise NotImplementedError
 
-    def pose(self) -> Tensor:
-        """What a picture shows of `self.state`, fresh [N, P]."""
+    def pose(self, state: Tensor) -> Tensor:
+        """What a picture shows of states [..., S], fresh [..., P]."""
         raise NotImplementedError
 
     def capsules(self) -> Tensor:
-        """The body, [N, K, 5]; see `Rasteriser.coverage`."""
+        """The body in `self.state`, [N, K, 5]; see `Rasteriser.coverage`."""
         raise NotImplementedError
 
     target_radius: float = 0
@@ -177,30 +181,38 @@ class RasterEnv(BatchedEnv):
 
     def _begin(self, mask: Tensor) -> None:
         state, target = self.sample()
-        self.state = torch.where(mask[:, None], state, self.state)
+        self.state = torch.where(mask[:, None], state.double(), self.state)
         if target is not None:
             self.target = torch.where(mask[:, None], target, self.target)
         self.backdrop.begin(self.rng, mask)
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        reward = torch.zeros(self.num_envs, device=self.device)
+        states = [self.state]
         for _ in range(self.action_repeat):
-            self.state = self.simulate(self.state, action)
-            reward = reward + self.reward(action)
+            states.append(self.simulate(states[-1], action))
+        self.state = states[-1]
+        reward = self.reward(torch.stack(states[1:]), action).sum(0)
         self.backdrop.advance(self.rng, self.elapsed + 1)
-        return reward, torch.zeros_like(self._everyone), {}
+        return reward.float(), torch.zeros_like(self._everyone), {}
 
     def _observe(self) -> Tensor:
-        layers = [(self._agent_colour, self._raster.coverage(self.capsules()))]
+        layers = [(self._agent_colour, self._raster.coverage(self.capsules().float()))]
         if self.target_radius:
             ends = torch.cat((self.target, self.target), 1)
             disk = torch.nn.functional.pad(ends, (0, 1), value=self.target_radius)
             layers.insert(0, (self._target_colour, self._raster.coverage(disk[:, None])))
         return self._raster.paint(self.backdrop.picture(), layers)
 
+    def render(self) -> Tensor:  # type: ignore[override]
+        """What is observed, uint8 [N, 3, R, R]."""
+        return self._observe()
+
     def context(self) -> dict[str, Tensor]:
         """The exact state of what is seen; see the class."""
-        context = {"controllable": self.pose(), "distractor": self.backdrop.state()}
+        context = {
+            "controllable": self.pose(self.state).float(),
+            "distractor": self.backdrop.state(),
+        }
         context["frame"] = self.backdrop.frame()
         if self.target_radius:
             context["target"] = self.target.clone()
@@ -217,8 +229,8 @@ class RasterEnv(BatchedEnv):
 
     def record(self) -> tuple[Tensor, Tensor]:
         """The agent alone, uint8 [N, 3, R, R], and its pose [N, P]."""
-        layers = [(self._agent_colour, self._raster.coverage(self.capsules()))]
-        return self._raster.paint(self.backdrop.picture(), layers), self.pose()
+        layers = [(self._agent_colour, self._raster.coverage(self.capsules().float()))]
+        return self._raster.paint(self.backdrop.picture(), layers), self.pose(self.state).float()
 
 
 @functools.lru_cache(8)
@@ -229,7 +241,7 @@ def _ghost(kind: type[RasterEnv], action_repeat: int, split: Split, window: int)
 
 
 class Arm(RasterEnv):
-    """`pixels/arm`: hold the tip of an arm with two links in a target.
+    """Hold the tip of an arm with two links in a target (`pixels/arm`).
 
     2 motors turn its joints at up to 5 rad/s, which they reach in about 0.05 s: one step of 4
     control steps moves the tip by up to 10 pixels of 64. State: joint angles [rad], their
@@ -253,30 +265,31 @@ class Arm(RasterEnv):
     def simulate(self, state: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`; velocities approach what is asked for exponentially."""
         angle, velocity = state.split(2, 1)
-        keep = math.exp(-self.rate * self.control_dt)
-        velocity = torch.lerp(self.speed * action, velocity, keep)
+        keep = math.exp(-self.rate * self.control_dt)  # of the difference to what is asked for
+        velocity = keep * velocity + (1 - keep) * self.speed * action
         return torch.cat((angle + self.control_dt * velocity, velocity), 1)
 
-    def reward(self, action: Tensor) -> Tensor:
+    def reward(self, states: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`: 1 for the tip in the target, and less around it."""
-        tip = self.capsules()[:, 1, 2:4]
+        first, second = (self.link * self.pose(states)).split(2, -1)
+        tip = first + second
         return near(tip, self.target, self.target_radius, self.sparse)
 
-    def pose(self) -> Tensor:
+    def pose(self, state: Tensor) -> Tensor:
         """See `RasterEnv`."""
-        first, second = self.state[:, 0], self.state[:, 0] + self.state[:, 1]
-        return torch.stack((first.cos(), first.sin(), second.cos(), second.sin()), 1)
+        first, second = state[..., 0], state[..., 0] + state[..., 1]
+        return torch.stack((first.cos(), first.sin(), second.cos(), second.sin()), -1)
 
     def capsules(self) -> Tensor:
         """See `RasterEnv`."""
-        first, second = (self.link * self.pose()).split(2, 1)
+        first, second = (self.link * self.pose(self.state)).split(2, 1)
         elbow, tip = first, first + second
         links = torch.stack((torch.cat((0 * elbow, elbow), 1), torch.cat((elbow, tip), 1)), 1)
         return torch.nn.functional.pad(links, (0, 1), value=self.radius)
 
 
 class Cartpole(RasterEnv):
-    """`pixels/cartpole`: swing a pole up and balance it.
+    """Swing a pole up and balance it (`pixels/cartpole`).
 
     1 force on the cart. Masses, lengths and rewards are those of dm_control's `cartpole-swingup`
     (`-swingup_sparse` with `sparse`), integrated by semi-implicit Euler at its 100 Hz. State:
@@ -291,9 +304,9 @@ class Cartpole(RasterEnv):
 
     def sample(self) -> tuple[Tensor, None]:
         """See `RasterEnv`: hanging, nearly at rest."""
-        return 0.01 * self.rng.normal(4) + torch.tensor(
-            [0, math.pi, 0, 0], device=self.device
-        ), None
+        state = 0.01 * self.rng.normal(4)
+        state[:, 1] += math.pi
+        return state, None
 
     def simulate(self, state: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`; Barto, Sutton & Anderson (1983), without friction."""
@@ -310,9 +323,9 @@ class Cartpole(RasterEnv):
         speed = torch.where(free == position, speed, 0)
         return torch.stack((position, angle + self.control_dt * spin, speed, spin), 1)
 
-    def reward(self, action: Tensor) -> Tensor:
+    def reward(self, states: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`."""
-        position, angle, _, spin = self.state.unbind(1)
+        position, angle, _, spin = states.unbind(-1)
         upright = angle.cos()
         if self.sparse:
             return tolerance(position, -0.25, 0.25) * tolerance(upright, 0.995, 1)
@@ -321,14 +334,14 @@ class Cartpole(RasterEnv):
         effort = (4 + tolerance(action[:, 0], margin=1, sigmoid="quadratic", at_margin=0)) / 5
         return (upright + 1) / 2 * centred * calm * effort
 
-    def pose(self) -> Tensor:
+    def pose(self, state: Tensor) -> Tensor:
         """See `RasterEnv`."""
-        position, angle = self.state[:, 0], self.state[:, 1]
-        return torch.stack((position, angle.cos(), angle.sin()), 1)
+        position, angle = state[..., 0], state[..., 1]
+        return torch.stack((position, angle.cos(), angle.sin()), -1)
 
     def capsules(self) -> Tensor:
         """See `RasterEnv`: the cart and the pole."""
-        position, cosine, sine = self.pose().unbind(1)
+        position, cosine, sine = self.pose(self.state).unbind(1)
         zero, width, one = torch.zeros_like(position), 0.18, torch.ones_like(position)
         cart = torch.stack((position - width, zero, position + width, zero, 0.12 * one), 1)
         tip = position + 2 * self.half_pole * sine
@@ -337,7 +350,7 @@ class Cartpole(RasterEnv):
 
 
 class Point(RasterEnv):
-    """`pixels/point`: hold a ball in a target.
+    """Hold a ball in a target (`pixels/point`).
 
     2 forces move it at up to 1.5 m/s, which it reaches in about 0.12 s, in a box of 2 x 2 m.
     State: position [m], velocity [m/s]. Pose: position.
@@ -357,19 +370,19 @@ class Point(RasterEnv):
     def simulate(self, state: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`; walls stop it."""
         position, velocity = state.split(2, 1)
-        keep = math.exp(-self.rate * self.control_dt)
-        velocity = torch.lerp(self.speed * action, velocity, keep)
+        keep = math.exp(-self.rate * self.control_dt)  # of the difference to what is asked for
+        velocity = keep * velocity + (1 - keep) * self.speed * action
         free = position + self.control_dt * velocity
         position = free.clamp(-1, 1)
         return torch.cat((position, torch.where(free == position, velocity, 0)), 1)
 
-    def reward(self, action: Tensor) -> Tensor:
+    def reward(self, states: Tensor, action: Tensor) -> Tensor:
         """See `RasterEnv`: 1 for its centre in the target, and less around it."""
-        return near(self.state[:, :2], self.target, self.target_radius, self.sparse)
+        return near(states[..., :2], self.target, self.target_radius, self.sparse)
 
-    def pose(self) -> Tensor:
+    def pose(self, state: Tensor) -> Tensor:
         """See `RasterEnv`."""
-        return self.state[:, :2].clone()
+        return state[..., :2].clone()
 
     def capsules(self) -> Tensor:
         """See `RasterEnv`."""
@@ -379,5 +392,5 @@ class Point(RasterEnv):
 
 
 def near(point: Tensor, target: Tensor, radius: float, sparse: bool) -> Tensor:
-    """1 within `radius` of the target, [N]; outside 0, or unless sparse a Gaussian over 1 m."""
-    return tolerance((point - target).norm(dim=1), 0, radius, 0.0 if sparse else 1.0)
+    """1 within `radius` of the target, [..., N]; 0 outside, or unless sparse a Gaussian of 1 m."""
+    return tolerance((point - target).norm(dim=-1), 0, radius, 0.0 if sparse else 1.0)

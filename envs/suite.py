@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,8 @@ from envs.mujoco import BatchedSim, Task
 Sigmoid = Literal["gaussian", "linear", "quadratic"]
 ATTEMPTS = 16
 """Candidates for a start without contact. All of them fail once in 10^12 episodes at most."""
+HIDDEN_GROUP = 4
+"""A geom group that pictures leave out."""
 XX, XZ, ZZ = 0, 2, 8
 """Entries of a row-major rotation matrix, named as in dm_control: component, then axis."""
 
@@ -71,6 +75,8 @@ class SuiteTask(Task):
     Attributes:
         domain: name of dm_control's MJCF file.
         total_mass: to which the masses are scaled [kg], if at all.
+        planes: whether pictures show planes, which are floors and walls.
+        camera: for pixels; None is the model's first.
     """
 
     domain: str
@@ -79,6 +85,8 @@ class SuiteTask(Task):
     terminates = False
     fresh = True
     total_mass: float | None = None
+    planes: bool = True
+    camera: str | None = None
 
     def model(self) -> mujoco.MjModel:
         """The compiled model."""
@@ -92,6 +100,8 @@ class SuiteTask(Task):
         spec.delete(next(t for t in spec.textures if t.name == "skybox"))  # 11 MB per model
         self.edit(spec)
         model = spec.compile()
+        if not self.planes:  # they stay what bodies rest on
+            model.geom_group[model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE] = HIDDEN_GROUP
         if self.total_mass is not None:
             mujoco.mj_setTotalmass(model, self.total_mass)
             mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -370,6 +380,9 @@ class Finger(SuiteTask):
             spec.joint("hinge").damping[0] = 0.03
         else:
             add_target(spec, [0, 0, 0.4], self.radius)
+            tip = spec.site("tip")  # the ray tracer draws no sites
+            shown = spec.body("spinner").add_geom(name="tip", material="target", mass=0)
+            shown.pos, shown.size, shown.contype, shown.conaffinity = tip.pos, tip.size, 0, 0
 
     def bind(self, sim: BatchedSim) -> None:
         """See `Task`."""
@@ -490,6 +503,7 @@ class Quadruped(SuiteTask):
     """`quadruped`: move forward at `speed` [m/s]. 12 position targets, 78 observations, 50 Hz."""
 
     domain = "quadruped"
+    camera = "y"  # the first one sees a dot
     frame_skip = 4
     observation_size = 78
     forces = True
@@ -585,3 +599,27 @@ class _Extent:
         axes = torch.einsum("nj,gjk->ngk", up, self._frame)
         reach = self._half * axes[..., 2].abs() + (self._size * axes).norm(dim=-1)
         return (reach - up @ self._centre.T).amax(1)
+
+
+TASKS: dict[str, Callable[[], SuiteTask]] = {
+    "cartpole-balance": Cartpole,
+    "cartpole-balance_sparse": partial(Cartpole, sparse=True),
+    "cartpole-swingup": partial(Cartpole, swingup=True),
+    "cartpole-swingup_sparse": partial(Cartpole, swingup=True, sparse=True),
+    "cheetah-run": Cheetah,
+    "walker-stand": partial(Walker, speed=0),
+    "walker-walk": partial(Walker, speed=1),
+    "walker-run": partial(Walker, speed=8),
+    "reacher-easy": partial(Reacher, radius=0.05),
+    "reacher-hard": partial(Reacher, radius=0.015),
+    "ball_in_cup-catch": BallInCup,
+    "finger-spin": Finger,
+    "finger-turn_easy": partial(Finger, radius=0.07),
+    "finger-turn_hard": partial(Finger, radius=0.03),
+    "hopper-stand": partial(Hopper, hop=False),
+    "hopper-hop": partial(Hopper, hop=True),
+    "pendulum-swingup": Pendulum,
+    "quadruped-walk": partial(Quadruped, speed=0.5),
+    "quadruped-run": partial(Quadruped, speed=5),
+}
+"""By dm_control's names, `<domain>-<task>`."""

