@@ -7,6 +7,7 @@
     python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
     python train.py smoke/slim                      a run of seconds
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
+    python train.py infopower/paper                 a setting of configs/infopower
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
     python train.py list tabletop                   every argument of an environment
@@ -264,8 +265,8 @@ def _layers(name: str) -> tuple[list[Any], str]:
         path = ROOT / "configs" / f"{name}.yaml"
         return ([path] if path.exists() else []), name
     baselines = {p.stem: p for p in (ROOT / "configs" / "baselines").glob("*.yaml")}
-    smoke = {f"smoke/{p.stem}": p for p in (ROOT / "configs" / "smoke").glob("*.yaml")}
-    path = (baselines | smoke).get(name)
+    nested = {f"{p.parent.name}/{p.stem}": p for p in (ROOT / "configs").glob("*/*.yaml")}
+    path = (baselines | nested).get(name)
     if path is not None:
         settings = read_yaml(path)
         return [settings], settings.pop("agent")

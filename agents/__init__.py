@@ -39,6 +39,7 @@ from agents.core.config import ConfigError  # noqa: E402
 from agents.core.hierarchy import SkillEnv, SkillPlanner  # noqa: E402
 from agents.core.log import NonFiniteError  # noqa: E402
 from agents.corro import CORRO  # noqa: E402
+from agents.infopower import InfoPower  # noqa: E402
 from agents.masd import MASD  # noqa: E402
 from agents.slim import SLIM  # noqa: E402
 
@@ -53,6 +54,7 @@ __all__ = [
     "AgentConfig",
     "CheckpointError",
     "ConfigError",
+    "InfoPower",
     "NonFiniteError",
     "SkillEnv",
     "SkillPlanner",
@@ -65,6 +67,7 @@ AGENTS: dict[str, type[Agent]] = {
     "acorm": ACORM,
     "acorm-mappo": ACORMMAPPO,
     "corro": CORRO,
+    "infopower": InfoPower,
 }
 
 

@@ -18,6 +18,12 @@ SMALL_TEAM = {
     "total_timesteps": "200", "num_envs": "8", "horizon": "10", "hidden": "[16,16]",
     "discriminator_updates": "2", "eval_episodes": "32", "env_kwargs.horizon": "20",
 }  # fmt: skip
+SMALL_PIXELS = {
+    "total_timesteps": "100", "num_envs": "4", "depth": "4", "batch_size": "4", "batch_length": "8",
+    "prefill": "40", "gradient_steps": "1", "eval_episodes": "4", "replay_capacity": "2000",
+    "env_kwargs.background": "ghost",
+}  # fmt: skip
+PIXELS = ("infopower", "dreamer", "infopower-no-representation")
 TEAMS = ("masd", "joint-diayn", "masd-pairs", "mappo")
 SMALL_ROLES = {
     "total_timesteps": "200", "num_envs": "4", "horizon": "10", "eval_episodes": "8",
@@ -54,12 +60,14 @@ def test_train_lines_run_in_order(tmp_path):
             given = {argument.partition("=")[0] for argument in line}
             small = SMALL_TEAM if line[0] in TEAMS else SMALL
             small = SMALL_ROLES if line[0] in ROLES else small
+            small = SMALL_PIXELS if line[0] in PIXELS else small
             line = [*line, *(f"{k}={v}" for k, v in small.items() if k not in given)]
             # The small settings must not change the directory that later lines name.
             seed = next((a for a in line if a.startswith("seed=")), "seed=0")
             plain = len(given - {line[0], "env", "seed"}) == 0
             name = f"slim-tabletop/{seed}" if plain else f"{len(given)}"
-            line.append(f"run=runs/{line[0] if line[0] in TEAMS + ROLES else name}")
+            own = line[0] in (*TEAMS, *ROLES, *PIXELS)
+            line.append(f"run=runs/{f'{line[0]}-{len(given)}' if own else name}")
         done = subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *line], cwd=tmp_path, capture_output=True,
             text=True, timeout=600,

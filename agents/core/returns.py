@@ -36,3 +36,22 @@ def gae(
         following = torch.addcmul(delta[t], keep[t], following)
         advantage[t] = following
     return advantage
+
+
+def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, lam: float) -> Tensor:
+    """λ-returns of t = 0 … H-1 (Dreamer, Hafner et al. 2020, eq. 6), [H, ...]; differentiable.
+
+    R_t = r_{t+1} + γ_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}), and R_H = v_H.
+
+    Args:
+        reward: r_1 … r_H, of arriving at each successor, [H, ...].
+        value: v_1 … v_H, of the successors.
+        discount: γ_1 … γ_H, 0 where the successor is terminal.
+        lam: λ.
+    """
+    assert reward.shape == value.shape == discount.shape, (reward.shape, value.shape)
+    following, returns = value[-1], []
+    for t in reversed(range(len(reward))):
+        following = reward[t] + discount[t] * torch.lerp(value[t], following, lam)
+        returns.append(following)
+    return torch.stack(returns[::-1])

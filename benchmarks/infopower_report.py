@@ -1,0 +1,65 @@
+"""REPORT.md and curves.png of `benchmarks/infopower.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from slim_report import group, read, table
+
+SHOWN = {
+    "timesteps": "steps", "updates": "updates", "cpu_seconds": "CPU-s", "return": "return",
+    "return_unseen": "return, unseen backdrop", "linear_controllable": "R² agent, linear",
+    "mlp_controllable": "R² agent, MLP", "linear_distractor": "R² distractor, linear",
+    "mlp_distractor": "R² distractor, MLP", "nats_controllable": "nats, agent",
+    "nats_distractor": "nats, distractor", "rsa": "RSA", "linear_cka": "CKA",
+    "neighbour_overlap": "k-NN overlap", "edge_similarity": "edge similarity",
+}  # fmt: skip
+DRAWN = ("return", "return_unseen", "linear_controllable", "linear_distractor")
+
+
+def report(results: Path) -> None:
+    """Tables of the last points, interquartile means [95 %] over seeds, and curves."""
+    text = ["# InfoPower: tables", ""]
+    if (results / "speed.csv").exists():
+        rows = read(results / "speed.csv")
+        columns = list(rows[0])
+        text += [
+            "## CPU-seconds of an update, B = 16, T = 32",
+            "",
+            "| " + " | ".join(columns) + " |",
+        ]
+        text += ["|" + "---|" * len(columns)]
+        text += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows] + [""]
+    if (results / "curves.csv").exists():
+        rows = read(results / "curves.csv")
+        for where, some in group(rows, _where).items():
+            last = max(row["timesteps"] for row in some)
+            ends = [row for row in some if row["timesteps"] == last]
+            text += [f"## {where}", "", table(group(ends, lambda r: r["method"]), SHOWN, "method")]
+            text += [""]
+            _plot(some, results / f"{where.replace(', ', '-').replace(' ', '-')}.png")
+    (results / "REPORT.md").write_text("\n".join(text))
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['task']}, {row['background']}, {row['scale']} scale, {row['steps']:.0f} steps"
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from agents.core.plot import save_figure
+
+    figure = Figure(figsize=(4 * len(DRAWN), 6), layout="constrained")
+    for i, axis in enumerate(("updates", "cpu_seconds")):
+        for j, name in enumerate(DRAWN):
+            axes = figure.add_subplot(2, len(DRAWN), i * len(DRAWN) + j + 1)
+            runs = group(rows, lambda r: (r["method"], r["seed"]))
+            for k, ((method, _), points) in enumerate(runs.items()):
+                x, y = ([p[column] for p in points] for column in (axis, name))
+                axes.plot(x, y, marker=".", color=f"C{k % 10}", label=method)
+            axes.set(xlabel=axis, title=name)
+            axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    save_figure(figure, path)

@@ -1,0 +1,310 @@
+"""InfoPower: what each term is, that empowerment cannot leak, and the contract of an agent."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from pixel_toy import Square
+from trees import assert_same
+
+import agents
+import train
+from agents import AGENTS, ConfigError, InfoPower
+from agents.core.config import build, read_yaml
+
+TINY = {
+    "num_envs": 4,
+    "depth": 4, "deter": 16, "stoch": 8, "units": 16, "batch_size": 4, "batch_length": 6,
+    "horizon": 3, "imagination_starts": 8, "prefill": 40, "replay_capacity": 2000,
+    "collect_steps": 5, "gradient_steps": 2, "total_timesteps": 120, "log_interval": 1,
+    "checkpoint_interval": 1, "eval_episodes": 4,
+}  # fmt: skip
+
+
+def tiny(env=None, **settings) -> InfoPower:
+    return InfoPower(Square() if env is None else env, **{**TINY, **settings})
+
+
+def filled(env, **settings) -> InfoPower:
+    """An agent whose memory holds random actions, before it has learnt anything."""
+    agent = InfoPower(env, **{**TINY, "prefill": 10**6, **settings})
+    agent._obs, _ = env.reset(seed=0)
+    agent._state = agent.initial_state(env.num_envs)
+    for _ in range(agent.config.replay_capacity // env.num_envs // agent.rollout_steps):
+        agent.collect()
+    return agent
+
+
+# ---- the leak
+
+
+LEAK = {
+    "depth": 8, "deter": 32, "units": 32, "batch_size": 16, "batch_length": 8,
+    "replay_capacity": 6400, "model_lr": 2e-3, "observation_weight": 1.0,
+}  # fmt: skip
+
+
+def empowerment_of_noise(code: str, steps: int = 220) -> float:
+    """Estimate [nats] on fresh data where images are noise, after training on such data."""
+    agent = filled(Square(16, noise=True), code=code, **LEAK)
+    for _ in range(steps):
+        agent._update_model(agent.sample())
+    agent.replay.clear()
+    for _ in range(12):
+        agent.collect()
+    with torch.no_grad():
+        values = [agent.terms(agent.sample())[1]["empowerment"] for _ in range(20)]
+    return torch.stack(values).mean().item()
+
+
+def test_empowerment_does_not_leak_through_the_recurrent_state():
+    assert empowerment_of_noise("observation") <= 0.1
+
+
+def test_published_empowerment_leaks():
+    """The published inverse model sees (h, z), where h was fed the action: it fails the test."""
+    assert empowerment_of_noise("recurrent") > 1.0
+
+
+def test_empowerment_is_found_where_there_is_some():
+    agent = filled(Square(16), **LEAK)
+    for _ in range(220):
+        _, metrics = agent._update_model(agent.sample())
+    assert metrics["information/empowerment"] > 0.5
+
+
+# ---- the objective
+
+
+def test_rows_are_what_an_action_led_to():
+    """obs, reward and end belong to the action of the row, also at the end of an episode."""
+
+    class Recorded(Square):
+        def step(self, actions):
+            out = super().step(actions)
+            seen.append(
+                (actions.clone(), out[4]["final_obs"].clone(), out[1], out[4]["_final_obs"])
+            )
+            return out
+
+    seen = []
+    agent = filled(Recorded(4), replay_capacity=4 * 50)
+    rows = agent.replay.steps()
+    action, obs, reward, done = (torch.stack(x) for x in zip(*seen, strict=True))
+    assert torch.allclose(rows["action"], action, atol=1e-6)
+    assert torch.equal(rows["obs"], obs)
+    assert torch.equal(rows["reward"], reward)
+    assert rows["first"][0].all()
+    assert torch.equal(rows["first"][1:] > 0, done[:-1])
+    assert done.sum() == 8
+
+
+def test_actions_of_other_bounds_are_scaled():
+    env = Square()
+    env.single_action_space = gym.spaces.Box(np.float32([0, -3]), np.float32([2, 1]))
+    agent = tiny(env)
+    action, state = agent.act(env.reset(seed=0)[0], agent.initial_state(4), False)
+    middle, half = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 2.0])
+    assert torch.allclose(action, middle + half * state["action"])
+
+
+def terms(**values) -> dict[str, torch.Tensor]:
+    nothing = {"observation": 0.0, "empowerment": 0.0, "reward": 0.0, "forward": 0.0}
+    return {k: torch.tensor(v) for k, v in (nothing | values).items()}
+
+
+def test_multipliers_rise_under_violation_and_fall_otherwise():
+    agent = tiny(reward_target=0.5)
+    before = agent._weights(terms(empowerment=2.0, reward=0.5, forward=3.0))  # each at its target
+    assert before == {"empowerment": 3, "reward": 1, "forward": pytest.approx(0.3)}
+    for _ in range(10):
+        bad = agent._weights(terms(empowerment=0.5, reward=0.1, forward=9.0))
+    assert all(bad[name] > before[name] for name in ("empowerment", "reward", "forward"))
+    for _ in range(100):
+        good = agent._weights(terms(empowerment=3.0, reward=2.0, forward=0.5))
+    assert all(0 < good[name] < before[name] for name in ("empowerment", "reward", "forward"))
+
+
+def test_terms_without_target_or_weight_have_no_multiplier():
+    agent = tiny(empowerment_weight=0.0)
+    assert set(agent.multipliers) == {"forward"}
+    assert agent._weights(terms())["empowerment"] == 0
+    assert not tiny(constraint="none").multipliers
+
+
+def test_joint_constraint_has_the_papers_single_multiplier():
+    """λ follows c_0 - Σ C_t with C = -forward + empowerment + reward (defect 3 of the paper)."""
+    agent = tiny(constraint="joint", joint_target=2.0)
+    met = agent._weights(terms(empowerment=3.0, reward=2.0, forward=3.0))
+    assert met == {"empowerment": 1, "reward": 1, "forward": 1}
+    worse = agent._weights(terms(empowerment=0.0, reward=0.0, forward=3.0))
+    assert worse["empowerment"] == worse["forward"] > 1
+    agent = tiny(constraint="joint", empowerment_weight=0.0)
+    assert agent._weights(terms(empowerment=9.0))["empowerment"] == 0
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_free_nats_are_free(free):
+    """Below the target the representation's gradient does not depend on the weight of the KL."""
+    gradients = []
+    for weight in (0.1, 5.0):
+        agent = filled(Square(), constraint="none", forward_target=1e3 if free else 1e-3,
+                       forward_weight=weight)  # fmt: skip
+        agent._descend = lambda part, loss: loss.backward()
+        agent._update_model(agent.sample())
+        head = agent.world.rssm.posterior_head
+        gradients.append(torch.cat([p.grad.flatten() for p in head.parameters()]))
+    assert torch.allclose(*gradients) is free
+
+
+@pytest.mark.parametrize("negatives", ["batch", "sequence"])
+@pytest.mark.parametrize("bound", ["infonce", "nwj", "jsd"])
+def test_observation_information_is_that_of_mi(bound, negatives):
+    agent = filled(Square(), observation=bound, negatives=negatives)
+    seen = agent.world.observe(batch := agent.sample(), agent._noise(4, 6, 8))
+    got = agent._observation_information(seen, batch["obs"])
+    x, y = seen.code, seen.embedding
+    if negatives == "batch":
+        x, y = x.flatten(0, 1), y.flatten(0, 1)
+    scores = agent.contrast.critic.pairwise(x, y)
+    assert scores.shape == ((24, 24) if negatives == "batch" else (4, 6, 6))
+    assert torch.allclose(got, getattr(agents.infopower.mi.functional, bound)(scores), atol=1e-5)
+
+
+def test_empowerment_reward_is_clipped_and_annealed():
+    agent = filled(Square(), empowerment_reward=1.0, empowerment_clip=0.5, entropy=0.0, lam=0.0,
+                   horizon=1, gamma=0.0)  # fmt: skip
+    features = agent._update_model(agent.sample())[0]
+    returns = {}
+    for clip, now in ((0.0, 0), (1e-3, 0), (1e-3, 10**9)):
+        agent.config.empowerment_clip, agent.num_timesteps = clip, now
+        agent.generator.manual_seed(0)
+        kept = {k: [p.detach().clone() for p in m.parameters()] for k, m in
+                (("policy", agent.policy), ("value", agent.value))}  # fmt: skip
+        metrics = agent._update_behaviour(features)
+        for name, values in kept.items():
+            for p, v in zip(getattr(agent, name).parameters(), values, strict=True):
+                p.data.copy_(v)
+        returns[clip, now] = (metrics["policy/return"] - metrics["policy/reward"]).item()
+    assert returns[0.0, 0] == pytest.approx(0, abs=1e-6)
+    assert 0 <= returns[1e-3, 0] <= 1e-3 + 1e-6
+    assert returns[1e-3, 10**9] == pytest.approx(0, abs=1e-6)
+
+
+def test_termination_ends_imagined_returns():
+    agent = filled(Square(ends=True), replay_capacity=4000)
+    assert agent.replay.steps()["terminated"].sum() > 10
+    for _ in range(5):
+        features, metrics = agent._update_model(agent.sample())
+    assert torch.isfinite(metrics["model/continues"])
+    with torch.no_grad():
+        for p in agent.world.continues.parameters():
+            p.zero_()
+        agent.world.continues[-1].bias.fill_(-30.0)  # every successor is terminal
+    metrics = agent._update_behaviour(features)
+    assert (
+        metrics["policy/return"] - metrics["policy/reward"] <= agent.config.empowerment_clip * 0.1
+    )
+
+
+# ---- the contract
+
+
+def test_same_seed_same_training_other_seed_other():
+    first, second = (tiny(seed=3).learn() for _ in range(2))
+    assert_same(first.state_dict(), second.state_dict())
+    other = tiny(seed=4).learn()
+    assert not torch.equal(first.value[0].weight, other.value[0].weight)
+
+
+@pytest.mark.parametrize("stop", [20, 60, 100])
+def test_save_load_continues_bit_for_bit(tmp_path, stop):
+    whole = tiny().learn()
+    half = tiny().learn(total_timesteps=stop)
+    half.save(tmp_path / "a.ckpt")
+    resumed = agents.load(tmp_path / "a.ckpt", env=Square()).learn()
+    assert_same(whole.state_dict(), resumed.state_dict())
+
+
+def test_predicting_does_not_change_training():
+    plain, disturbed = tiny().learn(), tiny()
+    images = np.zeros((2, 3, 48, 48), np.uint8)
+    disturbed.learn(callback=lambda agent, row: agent.predict(images) is None)
+    disturbed = tiny()
+
+    def disturb(agent, row):
+        torch.rand(3)
+        agent.evaluate(Square(), 4)
+        agent.predict(images)
+
+    assert_same(plain.state_dict(), disturbed.learn(callback=disturb).state_dict())
+
+
+def test_predict_carries_what_it_saw():
+    agent = tiny().learn()
+    image = np.zeros((3, 48, 48), np.uint8)
+    action, state = agent.predict(image, deterministic=True)
+    assert action.shape == (2,)
+    again, _ = agent.predict(image, deterministic=True)
+    later, _ = agent.predict(image, state=state, deterministic=True)
+    assert np.array_equal(action, again)
+    assert not np.array_equal(action, later)
+
+
+def test_random_until_prefill():
+    agent = tiny(prefill=10**6).learn()
+    assert agent.policy.network[0].weight.grad is None
+    actions = agent.predict(np.zeros((400, 3, 48, 48), np.uint8), deterministic=True)[0]
+    assert np.abs(actions).max() > 0.98
+    assert abs(actions.mean()) < 0.1
+
+
+CONFIGS = sorted(Path(train.__file__).parent.glob("configs/**/*.yaml"))
+OURS = {p.relative_to(p.parents[1]).with_suffix("").as_posix(): p for p in CONFIGS
+        if (read_yaml(p).get("agent") or p.stem) == "infopower"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_configuration_trains(name):
+    settings = read_yaml(OURS[name])
+    settings.pop("agent", None)
+    tests = {k: v for k, v in TINY.items() if not (k == "prefill" and name.endswith("random"))}
+    tests |= {"env": "pixels/point", "num_envs": 4, "env_kwargs": {"background": "ghost"}}
+    agent = InfoPower(config=build(InfoPower.Config, [settings], {**tests, "bfloat16": False}))
+    rows = []
+    agent.learn(callback=lambda agent, row: rows.append(row))
+    assert agent.num_timesteps == 120
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_wrong_environments_and_settings_are_named():
+    with pytest.raises(ConfigError, match=r"InfoPower needs images uint8 \[C, H, W\]"):
+        InfoPower("half-cheetah", num_envs=2)
+    env = Square()
+    env.single_action_space = gym.spaces.Discrete(3)
+    with pytest.raises(ConfigError, match=r"InfoPower needs a continuous action"):
+        tiny(env)
+    with pytest.raises(ConfigError, match="prefill=10: expected num_envs"):
+        tiny(prefill=10)
+    with pytest.raises(ConfigError, match="code"):
+        tiny(code="pixels")
+    with pytest.raises(ConfigError, match="batch_length=3: expected more than inverse_steps"):
+        tiny(batch_length=3, inverse_steps=3)
+    assert AGENTS["infopower"] is InfoPower
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_on_the_same_code_path():
+    agent = InfoPower("pixels/point", **{**TINY, "num_envs": 4, "device": "cuda"}).learn()
+    assert agent.replay.device.type == "cuda"
+
+
+@pytest.mark.full
+def test_compiled_cell_trains_like_the_plain_one():
+    plain, compiled = tiny(), tiny(compile=True)
+    for agent in (plain, compiled):
+        agent.learn()
+    for x, y in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
+        assert torch.allclose(x, y, atol=1e-2)
