@@ -35,6 +35,11 @@ def mlp(
     return nn.Sequential(*parts, nn.Linear(hidden, outputs))
 
 
+def full(x: Tensor) -> Tensor:
+    """In float32 at least: densities need more digits than autocast leaves them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Critic(nn.Module):
     """Scores of pairs; see the module's docstring."""
 
@@ -98,7 +103,7 @@ class SeparableCritic(Critic):
         if self.similarity != "neg_l2":
             return g @ h.mT / self.log_temperature.exp()
         with torch.autocast(x.device.type, enabled=False):  # differences of squares need all digits
-            g, h = (v.float() if v.dtype != torch.float64 else v for v in (g, h))
+            g, h = full(g), full(h)
             square = g.square().sum(-1)[..., None] + h.square().sum(-1)[..., None, :]
             return (2 * g @ h.mT - square) / self.log_temperature.exp()
 
@@ -461,9 +466,9 @@ class GaussianDecoder(Decoder):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of y, [*, e] each."""
         if self.std is not None:
-            mean = self.network(x)
+            mean = full(self.network(x))
             return mean, torch.full_like(mean, self.std)
-        mean, raw = self.network(x).chunk(2, -1)
+        mean, raw = full(self.network(x)).chunk(2, -1)
         return mean, self.min_std + functional.softplus(raw)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -477,7 +482,7 @@ class GaussianDecoder(Decoder):
         """Log q(y_j | x_i), [N, M], by matrix products."""
         mean, std = self.moments(x)
         with torch.autocast(x.device.type, enabled=False):  # differences of squares need all digits
-            mean, std, y = (v.float() if v.dtype != torch.float64 else v for v in (mean, std, y))
+            y = full(y)
             weight = std.square().reciprocal()
             constant = (mean.square() * weight + 2 * std.log() + math.log(2 * math.pi)).sum(-1)
             square = weight @ y.square().mT - 2 * (weight * mean) @ y.mT
@@ -509,7 +514,7 @@ class MixtureDecoder(Decoder):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y|x), [*]."""
-        raw = self.network(x).unflatten(-1, (self.components, -1))
+        raw = full(self.network(x)).unflatten(-1, (self.components, -1))
         weight, (mean, std) = raw[..., 0].log_softmax(-1), raw[..., 1:].chunk(2, -1)
         std = self.min_std + functional.softplus(std)
         log_p = -0.5 * ((y[..., None, :] - mean) / std).square() - std.log()
@@ -536,11 +541,11 @@ class CategoricalDecoder(Decoder):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y|x), [*]."""
-        return self.network(x).log_softmax(-1).gather(-1, y[..., None])[..., 0]
+        return full(self.network(x)).log_softmax(-1).gather(-1, y[..., None])[..., 0]
 
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y_j | x_i), [N, M]."""
-        log_q = self.network(x).log_softmax(-1)
+        log_q = full(self.network(x)).log_softmax(-1)
         return log_q.gather(-1, y[..., None, :].expand(*log_q.shape[:-1], y.shape[-1]))
 
 
@@ -559,7 +564,7 @@ class BernoulliDecoder(Decoder):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Log q(y|x), [*]."""
-        logit = self.network(x)
+        logit = full(self.network(x))
         return (functional.logsigmoid(logit) - (1 - y) * logit).sum(-1)
 
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:
@@ -630,7 +635,7 @@ class VonMisesFisherDecoder(Decoder):
 
     def natural(self, x: Tensor) -> Tensor:
         """Mean direction times concentration, [*, e]."""
-        raw = self.network(x)
+        raw = full(self.network(x))
         return raw / (
             1 + torch.sqrt(raw.square().sum(-1, keepdim=True) + 1e-8) / self.max_concentration
         )
@@ -676,7 +681,7 @@ class FlowDecoder(Decoder):
         log_slope = torch.zeros_like(y)
         for i, network in enumerate(self.networks):
             given = half if i % 2 and len(half) > 1 else ~half  # in one dimension: nothing
-            raw = network(torch.cat([x, y.masked_fill(~given, 0)], -1))
+            raw = full(network(torch.cat([x, y.masked_fill(~given, 0)], -1)))
             # All zeros are the identity, which is what the given half gets.
             shift, log_scale, skew, tail = (
                 raw.unflatten(-1, (4, -1)).masked_fill(given, 0).unbind(-2)

@@ -122,15 +122,8 @@ def pairwise(
     axes.set_yticks(range(len(names)), names)
     for i, j in np.argwhere(~np.isnan(matrix)):
         colour = "k" if matrix[i, j] > 0.6 * top else "w"
-        axes.text(
-            j,
-            i,
-            f"{round(matrix[i, j], 2) + 0.0:.2f}",
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=8,
-        )
+        text = f"{round(float(matrix[i, j]), 2) + 0.0:.2f}"  # without a negative zero
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="information [nats]", shrink=0.8)
     return figure, matrix

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mi import functional as F
-from mi.critics import BilinearCritic, Critic
+from mi.critics import BilinearCritic, Critic, full
 from mi.functional import Reduction
 from mi.neural import MIEstimator
 
@@ -260,9 +260,11 @@ class MomentumContrast(nn.Module):
             (query_y, key_y, key_x, self.queue_x),
         ):
             keys = torch.cat([key, queue])
-            scores, targets = query @ keys.T / self.temperature, None
+            scores, targets = full(query @ keys.T) / self.temperature, None
             if self.softness:
-                similar = (slow_query @ keys.T / self.temperature).masked_fill(~there, -torch.inf)
+                similar = (full(slow_query @ keys.T) / self.temperature).masked_fill(
+                    ~there, -torch.inf
+                )
                 hard = torch.eye(*scores.shape, device=x.device)
                 targets = torch.lerp(hard, similar.softmax(-1), self.softness)
             value = value + 0.5 * F.infonce(

@@ -747,3 +747,112 @@ def test_groups_of_the_elbo():
     size = math.log(16 * 100)
     expected = (log_q.sum(-1).logsumexp(1) - size) - (log_q.logsumexp(1) - size).sum(-1)
     torch.testing.assert_close(paired.total_correlation, expected.mean())
+
+
+def cases():
+    """Name -> (objective, arguments of its loss), small; x has gradients."""
+    torch.manual_seed(0)
+    n, d = 12, 4
+    x, y, z = torch.randn(3, n, d).unbind()
+    x.requires_grad_()
+    label = torch.arange(n) % 3
+    gaussian = critics.GaussianDecoder(d, d, 16)
+    classes = critics.CategoricalDecoder(d, 3, 16)
+    slots = torch.randn(n, 3, d)
+    linear = torch.nn.Linear(d, 8)
+    return {
+        "generated": (mi.GeneratedNegatives(), (x, y, slots)),
+        "clustered": (mi.ClusteredPositives(d, d), (x, y, label)),
+        "momentum": (mi.MomentumContrast(linear, linear, 8, 24, softness=0.3), (x, y)),
+        "views": (mi.MultiViewInfoNCE([("a", "b"), ("b", "c")]), ({"a": x, "b": y, "c": z},)),
+        "matching": (
+            mi.PairMatching(critics.RelationCritic(d, 16), 1.0),
+            (x, y, -((x @ y.T) ** 2)),
+        ),
+        "slots": (
+            mi.Slotwise(neural.InfoNCE(critics.SeparableCritic(d, d, 16, 8))),
+            (slots + x[:, None], slots),
+        ),
+        "classes": (mi.ClassInfoNCE(3, torch.tensor([0.5, 0.3, 0.2]).log()), (x, label, y, label)),
+        "infomax": (mi.DiscreteInfoMax(0.5), (x, label - 1)),
+        "adversarial": (mi.AdversarialBarberAgakov(classes, -1.1), (label, x, y)),
+        "score": (mi.ScoreFunctionBarberAgakov(classes, -1.1), (label, y, x.log_softmax(-1)[:, 0])),
+        "conditional": (
+            mi.ConditionalInfoNCE(critics.BilinearCritic(d, d), classes),
+            (x, y, label),
+        ),
+        "kernel": (mi.ConditionalInfoNCE(critics.ConcatCritic(d, d, 16)), (x, y, z)),
+        "chain": (
+            mi.ConditionalBarberAgakov(critics.MixtureDecoder(2 * d, d, 3, 16), gaussian),
+            (x, y, z),
+        ),
+        "bottleneck": (
+            mi.InformationBottleneck(d, 3, critics.GaussianDecoder(3, d, 16), prior="vamp"),
+            (x, y),
+        ),
+        "empowerment": (
+            mi.VariationalEmpowerment(critics.FlowDecoder(2 * d, d, 2, 16)),
+            (x, y, z),
+        ),
+        "factorized": (
+            mi.FactorizedInformation([d] * 3, "pairs", lambda a, b: neural.CLUB(gaussian)),
+            ([x, y, z],),
+        ),
+        "wasserstein": (mi.WassersteinDependency(critics.LipschitzCritic(d, d, 16)), (x, y)),
+        "penalty": (mi.WassersteinDependency(critics.ConcatCritic(d, d, 16)), (x, y)),
+        "tre": (neural.LEARNT["tre"][1](d, d), (x, y)),
+        **{
+            name: (neural.LEARNT[name][1](d, d), (x, y))
+            for name in ("mine", "ialpha", "flo", "fdime", "l1out", "ndoe")
+        },
+        "direction": (
+            mi.VonMisesFisherDiscriminator(d, d, 16),
+            (x, x, F.normalize(y, dim=-1)),
+        ),
+    }
+
+
+def loss_of(objective, arguments):
+    torch.manual_seed(1)
+    call = getattr(objective, "decoder_loss", None) or objective.loss
+    return call(*arguments)
+
+
+def test_objectives_under_autocast():
+    """Finite, in float32, and near the loss in full precision where no noise is drawn."""
+    whole = {name: loss_of(*case).item() for name, case in cases().items()}
+    for name, case in cases().items():
+        with torch.autocast("cpu", torch.bfloat16):
+            low = loss_of(*case)
+        assert low.dtype == torch.float32, name
+        drawn = name in ("bottleneck", "matching")
+        assert low.item() == pytest.approx(whole[name], rel=0.05, abs=9 if drawn else 0.1), name
+        learnt = [p for p in case[0].parameters() if p.requires_grad]
+        grads = torch.autograd.grad(low, learnt, allow_unused=True) if learnt else ()
+        assert all(torch.isfinite(g).all() for g in grads if g is not None), name
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", list(cases()))
+def test_objectives_compile(name):
+    torch.compiler.reset()
+    objective, arguments = cases()[name]
+    whole = loss_of(objective, arguments)
+    objective, arguments = cases()[name]
+    # The penalty takes a gradient inside, at which a graph ends.
+    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=name != "penalty")
+    torch.testing.assert_close(compiled(objective, arguments), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_rewards_carry_no_gradient_and_state_is_whole():
+    """What a checkpoint holds of an objective makes its next loss, bit for bit."""
+    for name, (objective, arguments) in cases().items():
+        loss_of(objective, arguments)  # moves queues, averages, baselines
+        if name != "adversarial" and hasattr(objective, "pointwise"):
+            args = arguments if name not in ("score", "matching", "infomax") else arguments[:2]
+            args = args[:1] if name == "infomax" else args
+            args = (*args, 0.0) if name == "empowerment" else args
+            assert not objective.pointwise(*args).requires_grad, name
+        fresh = cases()[name][0]
+        fresh.load_state_dict(objective.state_dict())
+        assert torch.equal(loss_of(fresh, arguments), loss_of(objective, arguments)), name
