@@ -59,7 +59,8 @@ class Ledger:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if first:
                 writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+            shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow(shown)
         if not self._new:
             note(self.path)
         self._new.add(key := tuple(str(row[k]) for k in self.keys))
