@@ -1,4 +1,4 @@
-"""What estimators must hold beside accuracy on pairs of real vectors: rows for `benchmarks/mi.py`.
+"""What estimators must hold beside accuracy on pairs of real vectors.
 
 Every function yields (case, seed, estimator, truth, measure), where `measure()` gives the value or a
 result of `mi`; the benchmark skips the rows that it has.
