@@ -92,8 +92,9 @@ def tasks(options: argparse.Namespace) -> None:
     chosen = (TASKS if options.suite != "extra" else {}) | (
         extra() if options.suite != "bmi" else {}
     )
+    ordered = [t for word in options.only for name, t in chosen.items() if word in name]
     for seed in range(options.first, options.seeds):
-        for task in chosen.values():
+        for task in ordered:
             same = False
             for estimator in options.estimators:
                 if not ledger.missing(task.name, seed, estimator):
@@ -177,6 +178,7 @@ def main() -> None:
     command = commands.add_parser("tasks", help=tasks.__doc__)
     command.add_argument("--seeds", type=int, default=10)
     command.add_argument("--first", type=int, default=0, help="first seed")
+    command.add_argument("--only", nargs="+", default=[""], help="parts of names, in this order")
     command.add_argument("--suite", choices=["bmi", "extra", "all"], default="all")
     command.add_argument("--estimators", nargs="+", default=["auto", "quick"])
     command.set_defaults(run=tasks)

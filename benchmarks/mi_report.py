@@ -68,7 +68,8 @@ def accuracy(rows: list[Row]) -> str:
         seeds = len({r["seed"] for r in own})
         cpu = [r["cpu_s"] for r in own]
         out.append([f"`{name}`", seeds, *cells, middle, f"{largest:.3f} ({worst})",
-                    f"{st.median(cpu):.1f} / {max(cpu):.1f}", f"{st.fmean(inside):.0%}"])  # fmt: skip
+                    f"{st.median(cpu):.1f} / {max(cpu):.1f}",
+                    f"{st.fmean(inside):.0%}"])  # fmt: skip
     head = ["estimator", "seeds", "mean error, all 40 (tasks)", "31 elliptical", "other 9",
             "ours, 10", "median of 40", "largest of 40 (worst task)", "CPU-s, median / max",
             "truth in interval"]  # fmt: skip
@@ -110,7 +111,8 @@ def stairs_plot(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     for index, cubic in enumerate((0, 1)):
         axes = figure.add_subplot(1, 2, index + 1)
-        for name, own in group((r for r in rows if r["cubic"] == cubic), lambda r: r["bound"]).items():  # fmt: skip
+        half = [r for r in rows if r["cubic"] == cubic]
+        for name, own in group(half, lambda r: r["bound"]).items():
             levels = group(own, lambda r: r["nats"])
             axes.errorbar(
                 list(levels), [mean(g, "mean") for g in levels.values()],
@@ -160,10 +162,11 @@ def checked(rows: list[Row]) -> str:
     for (case, name), own in group(rows, lambda r: (r["case"], r["estimator"])).items():
         errors = [abs(r["value"] - r["truth"]) for r in own]
         intervals = [r for r in own if r["high"] != "" and r["chosen"] != ""]
-        inside = st.fmean(r["low"] <= r["truth"] <= r["high"] for r in intervals) if intervals else None  # fmt: skip
+        inside = [r["low"] <= r["truth"] <= r["high"] for r in intervals]
         out.append([case, name, len(own), f"{mean(own, 'truth'):.4g}", f"{mean(own, 'value'):.4g}",
                     f"{st.fmean(errors):.2g}", f"{max(errors):.2g}",
-                    "–" if inside is None else f"{inside:.0%}", f"{mean(own, 'cpu_s'):.2f}"])  # fmt: skip
+                    f"{st.fmean(inside):.0%}" if inside else "–",
+                    f"{mean(own, 'cpu_s'):.2f}"])  # fmt: skip
     head = ["case", "estimator", "seeds", "truth", "mean value", "mean error", "largest error",
             "truth in interval", "CPU-s"]  # fmt: skip
     return markdown(head, out)
