@@ -1,7 +1,7 @@
-"""What estimators must hold beside accuracy on pairs of real vectors: rows for `benchmarks/mi.py`.
+"""What estimators must hold beside accuracy on pairs of real vectors.
 
-Every function yields (case, seed, estimator, truth, measure), where `measure()` gives the value or a
-result of `mi`; the benchmark skips the rows that it has.
+Every function yields (case, seed, estimator, truth, measure), where `measure()` gives the value or
+a result of `mi`; the benchmark skips the rows that it has.
 """
 
 from __future__ import annotations
@@ -257,7 +257,8 @@ def consistency(seeds: int) -> Iterator[Check]:
                 1.0,
                 lambda x=x, y=y: value(y, x) / value(x, y),
             )
-            more = np.concatenate([y, y + 0.5 * np.random.default_rng(seed).standard_normal(y.shape)], 1)  # fmt: skip
+            noise = np.random.default_rng(seed).standard_normal(y.shape)
+            more = np.concatenate([y, y + 0.5 * noise], 1)
             yield (
                 f"{name}: I(x; y, noisy y)/I(x,y)",
                 seed,
@@ -266,7 +267,7 @@ def consistency(seeds: int) -> Iterator[Check]:
                 lambda x=x, y=y, m=more: value(x, m) / value(x, y),
             )
             both = np.concatenate([x, u], 1), np.concatenate([y, v], 1)
-            yield f"{name}: two independent copies/one", seed, "quick", 2.0, lambda x=x, y=y, b=both: (
+            yield f"{name}: two copies/one", seed, "quick", 2.0, lambda x=x, y=y, b=both: (
                 value(*b) / value(x, y)
             )  # fmt: skip
 

@@ -6,6 +6,7 @@ written anew from its definitions. Those of `EXTRA` are ours: no copula of their
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -311,7 +312,8 @@ def clusters(d: int, centre: float, std: float) -> Task:
     return from_density(f"clusters-{d}-{d}", sample, log_ratio)
 
 
-def extra() -> list[Task]:
+@functools.cache
+def extra() -> dict[str, Task]:
     """Ours: shapes, changing variances, mixtures, nonlinear channels; up to 10 + 10 dimensions."""
     ring, ring_truth = circle(0.2)
     spread, spread_truth = heteroscedastic(0.8)
@@ -320,7 +322,7 @@ def extra() -> list[Task]:
     squash, squash_truth = with_noise(lambda x: np.tanh(2 * x), 1.0)
     uniform = additive_uniform(0.3)
     swirl = spiral(0, 3, lambda s: np.sqrt(s)), spiral(2, 1, lambda s: -np.sqrt(s))
-    return [
+    tasks = [
         Task("circle", ring_truth, ring, False),
         Task("heteroscedastic", spread_truth, spread, False),
         Task("lognormal-sum", sums_truth, sums, False),
@@ -332,7 +334,7 @@ def extra() -> list[Task]:
         clusters(5, 1.0, 1.5),
         through("swirl-4-4", gaussian("", pairs(4, 0.7, 3), 4), *swirl, False),
     ]
+    return {task.name: task for task in tasks}
 
 
 TASKS = {task.name: task for task in beyond_normal()}
-EXTRA = {task.name: task for task in extra()}

@@ -76,7 +76,6 @@ def infonce(
             (decoupled, no longer at most log K).
         options: see the module.
     """
-
     plain = aggregate == "mean_out" and denominator == "all" and options.keys() <= {"reduction"}
     if scores is not None and plain and scores.dim() == 2 and scores.shape[0] == scores.shape[1]:
         # The common case, many times faster than the general one below.

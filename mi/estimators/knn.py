@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -191,15 +193,13 @@ def _by_matrix(
     # needs all digits.
     tame = width > 3 and max(np.abs(b).max() for b in centred) < 10
     dtype = torch.float32 if tame else torch.float64
-    tensors = [torch.from_numpy(b).to(device, dtype) for b in centred]
-    n = len(tensors[0])
+    away = [_distances(torch.from_numpy(b).to(device, dtype), metric) for b in centred]
+    n = len(blocks[0])
     rows = max(1, min(n, _CHUNK // n))
     radii, used, counts = [], [], [[] for _ in subsets]
     for start in range(0, n, rows):
-        distances = [_distances(t[start : start + rows], t, metric) for t in tensors]
-        joint = distances[0].clone()
-        for other in distances[1:]:
-            torch.maximum(joint, other, out=joint)
+        distances = [part(slice(start, start + rows)) for part in away]
+        joint = functools.reduce(torch.maximum, distances)
         itself = torch.arange(len(joint), device=device)
         joint[itself, itself + start] = -1.0  # nearest by construction, not by rounding
         radius = _kth_smallest(joint, k + 1)
@@ -238,12 +238,20 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
     return near.topk(k, largest=False).values[:, -1:]
 
 
-def _distances(x: Tensor, y: Tensor, metric: Metric) -> Tensor:
-    """[rows, N]; squares of Euclidean distances, whose order is the same."""
-    if metric == "euclidean" and x.shape[1] > 1:
-        square = y.square().sum(1) + x.square().sum(1, keepdim=True)
-        return square.addmm_(x, y.T, alpha=-2).clamp_min_(0)
-    distance = (x[:, :1] - y[:, 0]).abs_()
-    for d in range(1, x.shape[1]):
-        torch.maximum(distance, (x[:, d : d + 1] - y[:, d]).abs_(), out=distance)
-    return distance.square_() if metric == "euclidean" else distance
+def _distances(points: Tensor, metric: Metric) -> Callable[[slice], Tensor]:
+    """From rows of points [N, d] to all of them, [rows, N], on demand.
+
+    Squares of Euclidean distances, whose order is the same: x² - 2xy + y² as one product.
+    """
+    if metric == "euclidean" and points.shape[1] > 1:
+        square, one = points.square().sum(1, keepdim=True), torch.ones_like(points[:, :1])
+        left, right = torch.cat([-2 * points, one, square], 1), torch.cat([points, square, one], 1)
+        return lambda rows: left[rows] @ right.T
+
+    def largest(rows: slice) -> Tensor:
+        distance = (points[rows, :1] - points[:, 0]).abs_()
+        for d in range(1, points.shape[1]):
+            torch.maximum(distance, (points[rows, d : d + 1] - points[:, d]).abs_(), out=distance)
+        return distance.square_() if metric == "euclidean" else distance
+
+    return largest
