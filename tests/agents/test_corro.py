@@ -437,7 +437,7 @@ def test_fitted_q_ranks_a_good_policy_above_a_bad_one():
     values = []
     for policy in (Walker(), Still()):
         state = {"code": data.tasks.repeat_interleave(2, 0)}
-        values.append(diagnose.fitted_q(policy, data, state, 400))
+        values.append(diagnose.fitted_q(policy, data, state, 1000))
     assert (values[0] > values[1] + 1).all()
     assert values[1].mean().item() == pytest.approx(-10, abs=2)
 
