@@ -75,7 +75,7 @@ class CORROConfig(AgentConfig):
     """How the codes of transitions become one."""
     normalize: bool = True
     """Standardise states, actions, rewards and changes of state; False takes raw (r, s')."""
-    contrastive: float = 0.1
+    contrastive: float = 0.01
     """Weight of InfoNCE against generated negatives, a lower bound of I(code; task) (eq. 4)."""
     metric: float = 0.0
     """Weight of FOCAL's distance metric loss."""
