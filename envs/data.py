@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -85,23 +86,30 @@ class TaskData:
 
     def __post_init__(self) -> None:
         tasks, episodes, states = self.states.shape[:3]
-        shapes = {
-            "actions": (tasks, episodes, states - 1),
-            "rewards": (tasks, episodes, states - 1),
-            "terminations": (tasks, episodes, states - 1),
-            "velocity": (tasks, episodes, states - 1),
-            "lengths": (tasks, episodes),
-            "behaviour": (tasks, episodes),
-            "checkpoint": (tasks, episodes),
-            "tasks": (tasks,),
-            "task_ids": (tasks,),
-            "references": (tasks, 2),
-            "training": (tasks,),
+        step, episode, task = (tasks, episodes, states - 1), (tasks, episodes), (tasks,)
+        real, whole, flag = (torch.float32,), (torch.int64,), (torch.bool,)
+        expected = {
+            "states": ((tasks, episodes, states), (*real, torch.uint8)),
+            "actions": (step, real + whole),
+            "rewards": (step, real),
+            "terminations": (step, flag),
+            "velocity": (step, real),
+            "lengths": (episode, whole),
+            "behaviour": (episode, whole),
+            "checkpoint": (episode, whole),
+            "tasks": (task, real),
+            "task_ids": (task, whole),
+            "references": ((tasks, 2), real),
+            "training": (task, flag),
         }
-        for name, shape in shapes.items():
-            actual = tuple(getattr(self, name).shape)
-            if actual[: len(shape)] != shape:
-                raise ValueError(f"{name}: expected shape ({shape}, ...), got {actual}")
+        for name, (shape, dtypes) in expected.items():
+            value = getattr(self, name)
+            if tuple(value.shape[: len(shape)]) != shape:
+                raise ValueError(f"{name}: expected shape ({shape}, ...), got {(*value.shape,)}")
+            if value.dtype not in dtypes:
+                raise ValueError(f"{name}: expected {dtypes[0]}, got {value.dtype}")
+        if not bool(((self.lengths >= 0) & (self.lengths < states)).all()):
+            raise ValueError(f"lengths: expected 0 .. {states - 1}")
 
     @classmethod
     def build(cls, states: Tensor, actions: Tensor, rewards: Tensor, **rest: Any) -> Self:
@@ -379,22 +387,29 @@ def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: P
 
 def _facts(metadata: dict[str, Any], path: Path, k: int) -> dict[str, Any]:
     """What the metadata says of a task, checked."""
+    text = metadata.get("task_params", "[]")
+    try:
+        tasks = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        tasks = text
     facts = {
         "family": metadata.get("family", ""),
         "tier": metadata.get("tier", ""),
         "task_id": metadata.get("task_id", k),
         "training": metadata.get("task_split", "train") == "train",
-        "references": [metadata.get(f"ref_{end}_score", float("nan")) for end in ("min", "max")],
-        "tasks": json.loads(metadata.get("task_params", "[]")),
+        "references": [metadata.get(f"ref_{end}_score", math.nan) for end in ("min", "max")],
+        "tasks": tasks,
     }
-    kinds = {"family": str, "tier": str, "task_id": int}
-    for name, kind in kinds.items():
+    for name, kind in {"family": str, "tier": str, "task_id": int}.items():
         if not isinstance(facts[name], kind):
             raise DataError(path, f"task {k}: {name}", kind.__name__, facts[name])
+    if not 0 <= facts["task_id"] < 2**31:
+        raise DataError(path, f"task {k}: task_id", "0 .. 2^31 - 1", facts["task_id"])
     for name in ("references", "tasks"):
         value = facts[name]
-        if not isinstance(value, list) or not all(isinstance(x, (int, float)) for x in value):
-            raise DataError(path, f"task {k}: {name}", "numbers", value)
+        numbers = isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)
+        if not numbers or not all(abs(x) < 1e30 or (x != x and name != "tasks") for x in value):
+            raise DataError(path, f"task {k}: {name}", "finite numbers", value)
     return facts
 
 
@@ -500,8 +515,13 @@ def _store(data: TaskData, store: Path) -> TaskData:
 
 
 def _open(store: Path) -> TaskData:
-    facts = json.loads((store / "facts.json").read_text())
-    arrays = {}
+    try:
+        facts: dict[str, Any] = {
+            k: str(v) for k, v in json.loads((store / "facts.json").read_text()).items()
+        }
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise DataError(store, "facts.json", "a dictionary (delete the cache)", error) from None
+    arrays: dict[str, Any] = {}
     for field in fields(TaskData):
         if field.name not in facts:
             file = store / f"{field.name}.npy"
@@ -510,6 +530,9 @@ def _open(store: Path) -> TaskData:
                 arrays[field.name] = torch.from_numpy(
                     np.load(file, mmap_mode="c", allow_pickle=False)
                 )
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError, EOFError) as error:
                 raise DataError(file, "", "an array (delete the cache)", error) from None
-    return TaskData(**arrays, **facts)
+    try:
+        return TaskData(**arrays, **facts)
+    except (ValueError, IndexError, TypeError) as error:
+        raise DataError(store, "", "arrays that fit (delete the cache)", error) from None
