@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ import envs
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import play
 from envs.base import BatchedEnv
-from envs.data import TaskData, load
+from envs.data import DataError, TaskData, load
 
 Context = tuple[Tensor, Tensor, Tensor, Tensor]
 """Observation [N, T, D], action [N, T, U], reward [N, T] and next observation [N, T, D]."""
@@ -219,6 +220,27 @@ def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
     env = make_env(agent, data, config.episodes, device)
     played = play(agent, env, config.seed, deterministic=True, state=state)
     return Outcome(played.returns.view(data.num_tasks, -1), state)
+
+
+def evaluate_agent(agent: Any, episodes: int) -> dict[str, float]:
+    """`evaluate_tasks` on the test tasks of the agent's own dataset, after their own contexts.
+
+    `ood/…` are the same after contexts of other tasks' policies, where the dataset has any.
+
+    Args:
+        agent: its config names `dataset`, `tier` and `seed`.
+        episodes: in all, at least.
+    """
+    config = agent.config
+    data = choose(load(config.dataset, config.tier), "test").to(agent.device)
+    count = -(-episodes // data.num_tasks)
+    protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
+    metrics = evaluate_tasks(agent, data, protocol)
+    with suppress(DataError):
+        protocol.context = "ood-behaviour"
+        other = evaluate_tasks(agent, data, protocol)
+        metrics |= {f"ood/{name}": value for name, value in other.items()}
+    return metrics
 
 
 def evaluate_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> dict[str, float]:
