@@ -17,6 +17,7 @@ As nothing is collected, a time step is a gradient step here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -166,7 +167,7 @@ class CORRO(Agent):
         }
         if config.classification:
             net["classifier"] = mlp(code, config.encoder_hidden, self._num_tasks())
-        self.net = nn.ModuleDict(net)
+        self.net: Any = nn.ModuleDict(net)
         self.net.register_buffer("prior", torch.zeros(code))
         self.net.to(self.device)
         gamma = 1 - 1 / self.env.max_episode_steps if config.gamma is None else config.gamma
@@ -184,7 +185,8 @@ class CORRO(Agent):
         if config.classification or kind in ("decoder", "relabel"):
             tasks = self._num_tasks()
         hidden, option = config.encoder_hidden, config.generator_option
-        self.generate = make_generator(kind, sizes, tasks, code, hidden, option).to(self.device)
+        generator = make_generator(kind, sizes, tasks, code, hidden, option)
+        self.generate: Any = generator.to(self.device)
         learners["generator"] = (self.generate, config.encoder_lr)
         club = mi.neural.CLUB(mi.critics.GaussianDecoder(sizes[0], code, 64))
         self.leak = club.to(self.device)
@@ -274,7 +276,8 @@ class CORRO(Agent):
             return {"code": task}
         code = self.initial_state(len(mask))["code"]
         if self.config.code == "context":
-            seen = self.encode(*self.coordinates(*context), mask)
+            chosen, answer = self.coordinates(*context)
+            seen = self.encode(chosen, answer, mask)
             code = torch.where(mask.any(-1, keepdim=True), seen, code)
         return {"code": code}
 
@@ -295,6 +298,12 @@ class CORRO(Agent):
         if env is not None:
             return super().evaluate(env, episodes, deterministic)
         return evaluate_agent(self, episodes or self.config.eval_episodes)
+
+    def headline(self, row: Mapping[str, float]) -> dict[str, float]:
+        """See `Agent`."""
+        names = ("encoder/reconstruction", "encoder/contrastive", "policy/critic_loss")
+        names += ("eval/return_mean", "eval/ood/return_mean")
+        return {name.partition("/")[2]: row[name] for name in names if name in row}
 
     # ---- learning
 

@@ -288,7 +288,8 @@ def stratified_iqm(
         drawn = scores[:, rng.integers(tasks, size=(resamples, tasks))].swapaxes(0, 1)
     values = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
     centre = stats.trim_mean(scores.reshape(-1), 0.25)
-    return float(centre), *(float(v) for v in np.quantile(values, (0.025, 0.975)))
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(centre), float(low), float(high)
 
 
 def compare_rankings(estimates: np.ndarray, truth: np.ndarray, k: int = 1) -> dict[str, float]:
