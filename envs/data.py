@@ -459,7 +459,6 @@ def save(data: TaskData, root: str | Path, **metadata: str | float) -> None:
         facts: dict[str, Any] = {
             "dataset_id": name,
             "minari_version": minari.__version__,
-            "algorithm_name": "corro",
             "family": data.family,
             "tier": data.tier,
             "task_id": task_id,

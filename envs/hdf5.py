@@ -143,7 +143,7 @@ class SafeFile:
         ):
             yield f"shape {str(shape).replace('None', '*')}", f"{actual}"
         declared = math.prod(actual) * dataset.dtype.itemsize
-        stored = dataset.id.get_storage_size()
+        stored = min(dataset.id.get_storage_size(), self.path.stat().st_size)
         if declared > EXPANSION * stored + 4096:
             yield f"at most {EXPANSION} times its {stored} bytes on disk", f"{declared} bytes"
         if self._declared + declared > self.max_bytes:

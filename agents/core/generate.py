@@ -176,24 +176,29 @@ class Generator:
         if self.scripted:
             return Scripted(len(LEVELS))
         learner = self._learner()
-        latest = self.behaviours / "training.ckpt"
-        part = self.config.updates // SNAPSHOTS
-        if latest.exists():
-            learner.load(latest)
-        else:
-            learner.act_randomly(100)
-        with tqdm(total=part * SNAPSHOTS, initial=learner.updates, desc="behaviour") as bar:
-            for i in range(learner.updates // part, SNAPSHOTS + 1):
-                save_checkpoint(self._snapshot(i), learner.networks())
-                if i < SNAPSHOTS:
-                    learner.learn(part, bar.update)
-                    learner.save(latest)
+        if not self._snapshot(SNAPSHOTS).exists():
+            self._train(learner)
         chosen = self._chosen(learner)
         single = [] if self.relabels or not self.config.finetune else self._singles(chosen)
         paths = [self._snapshot(i) for i in chosen]
         return Trained(
             [learner.policy_of(path) for path in paths], [learner.policy_of(p) for p in single]
         )
+
+    def _train(self, learner: TaskSAC) -> None:
+        """Train from where it stands, with a snapshot after each part."""
+        latest, part = self.behaviours / "training.ckpt", self.config.updates // SNAPSHOTS
+        if latest.exists():
+            learner.load(latest)
+        else:
+            learner.act_randomly(100)
+        with tqdm(total=part * SNAPSHOTS, initial=learner.updates, desc="behaviour") as bar:
+            for i in range(learner.updates // part, SNAPSHOTS):
+                save_checkpoint(self._snapshot(i), learner.networks())
+                learner.learn(part, bar.update)
+                learner.save(latest)
+        save_checkpoint(self._snapshot(SNAPSHOTS), learner.networks())
+        latest.unlink()  # with its memory the largest file of all
 
     def _snapshot(self, i: int) -> Path:
         return self.behaviours / f"snapshot-{i:02d}.ckpt"
@@ -239,6 +244,10 @@ class Generator:
 
     def choose(self, behaviours: Behaviours) -> Marks:
         """What medium and expert are, from two episodes of every task and checkpoint."""
+        file = self.behaviours / "marks.ckpt"
+        if file.exists():
+            saved: Any = load_checkpoint(file)
+            return Marks(**saved)
         count = behaviours.checkpoints
         task = torch.arange(self.tasks).repeat_interleave(2)
         own = [
@@ -250,7 +259,10 @@ class Generator:
         mean = returns[1:].mean(1)
         best = int(mean.argmax())
         half = (mean[best] + returns[0].mean()) / 2
-        return Marks(int((mean - half).abs().argmin()), best, returns[[0, 1 + best]].t())
+        medium = int((mean - half).abs().argmin())
+        marks = Marks(medium, best, returns[[0, 1 + best]].t().contiguous())
+        save_checkpoint(file, vars(marks))
+        return marks
 
     # ---- episodes
 
