@@ -142,6 +142,8 @@ class CORROConfig(AgentConfig):
             widths = getattr(self, name)
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
         require(0 <= self.generator_share < 1, "generator_share", self.generator_share, "in [0, 1)")
+        alone = self.critic_gradient == "encoder" and self.counterfactual
+        require(not alone, "critic_gradient", "encoder", "counterfactual=false, as no decoder learns")
         for name in ("reconstruction", "counterfactual"):
             allowed = not getattr(self, name) or self.negatives == "decoder"
             require(allowed, "negatives", self.negatives, f"decoder, for {name}")
@@ -357,7 +359,8 @@ class CORRO(Agent):
             loss = generate.loss(flat, answer.flatten(0, 1), label, self.generator)
             losses["generator"], metrics = loss
         if self.learner == "encoder":
-            code = self._context_codes(task, episode)
+            if config.reconstruction or config.metric or config.classification:
+                code = self._context_codes(task, episode)
             if config.reconstruction:
                 losses["reconstruction"] = self._reconstruction_loss(task, chosen, answer, code)
             if config.contrastive:

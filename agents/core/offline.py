@@ -156,7 +156,8 @@ def _explore(
     """Contexts of the agent's own: random, or (online) random first and then by its code so far."""
     env = make_env(agent, data, config.episodes, device)
     task = data.tasks.repeat_interleave(config.episodes, 0)
-    low, high = (torch.as_tensor(b, device=device) for b in env._bounds)
+    space: Any = env.single_action_space
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
     steps: list[tuple[Tensor, ...]] = []
     alive: list[Tensor] = []
     obs, _ = env.reset(seed=config.seed)
