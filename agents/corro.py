@@ -143,7 +143,7 @@ class CORROConfig(AgentConfig):
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
         require(0 <= self.generator_share < 1, "generator_share", self.generator_share, "in [0, 1)")
         alone = self.critic_gradient == "encoder" and self.counterfactual
-        require(not alone, "critic_gradient", "encoder", "counterfactual=false, as no decoder learns")
+        require(not alone, "critic_gradient", "encoder", "counterfactual=false: no decoder learns")
         for name in ("reconstruction", "counterfactual"):
             allowed = not getattr(self, name) or self.negatives == "decoder"
             require(allowed, "negatives", self.negatives, f"decoder, for {name}")
@@ -359,8 +359,8 @@ class CORRO(Agent):
             loss = generate.loss(flat, answer.flatten(0, 1), label, self.generator)
             losses["generator"], metrics = loss
         if self.learner == "encoder":
-            if config.reconstruction or config.metric or config.classification:
-                code = self._context_codes(task, episode)
+            wanted = config.reconstruction or config.metric or config.classification
+            code = self._context_codes(task, episode) if wanted else chosen[:0]
             if config.reconstruction:
                 losses["reconstruction"] = self._reconstruction_loss(task, chosen, answer, code)
             if config.contrastive:
