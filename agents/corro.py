@@ -17,7 +17,7 @@ As nothing is collected, a time step is a gradient step here.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -31,21 +31,17 @@ from agents.base import Agent, AgentConfig, State
 from agents.core.config import ConfigError, require
 from agents.core.context import (
     AGGREGATORS,
-    CVAE,
     Coordinates,
-    Generator,
-    Relabelling,
-    RewardNoise,
-    TaskDecoder,
     TransitionEncoder,
     focal_distance,
+    make_generator,
 )
 from agents.core.heads import HEADS, Batch
 from agents.core.nets import flat_sizes, mlp
-from agents.core.offline import OfflineConfig, choose, evaluate_tasks
-from agents.core.tasks import TaskReplay, draw_tasks
+from agents.core.offline import evaluate_agent
+from agents.core.tasks import TaskReplay, draw_tasks, pack, training_tasks
 from envs.base import BatchedEnv
-from envs.data import DataError, TaskData, load
+from envs.data import TaskData
 from envs.tasks import TaskFamily
 
 
@@ -75,7 +71,7 @@ class CORROConfig(AgentConfig):
     """How the codes of transitions become one."""
     normalize: bool = True
     """Standardise states, actions, rewards and changes of state; False takes raw (r, s')."""
-    contrastive: float = 0.1
+    contrastive: float = 0.01
     """Weight of InfoNCE against generated negatives, a lower bound of I(code; task) (eq. 4)."""
     metric: float = 0.0
     """Weight of FOCAL's distance metric loss."""
@@ -146,6 +142,8 @@ class CORROConfig(AgentConfig):
             widths = getattr(self, name)
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
         require(0 <= self.generator_share < 1, "generator_share", self.generator_share, "in [0, 1)")
+        alone = self.critic_gradient == "encoder" and self.counterfactual
+        require(not alone, "critic_gradient", "encoder", "counterfactual=false: no decoder learns")
         for name in ("reconstruction", "counterfactual"):
             allowed = not getattr(self, name) or self.negatives == "decoder"
             require(allowed, "negatives", self.negatives, f"decoder, for {name}")
@@ -171,7 +169,7 @@ class CORRO(Agent):
         }
         if config.classification:
             net["classifier"] = mlp(code, config.encoder_hidden, self._num_tasks())
-        self.net = nn.ModuleDict(net)
+        self.net: Any = nn.ModuleDict(net)
         self.net.register_buffer("prior", torch.zeros(code))
         self.net.to(self.device)
         gamma = 1 - 1 / self.env.max_episode_steps if config.gamma is None else config.gamma
@@ -185,7 +183,12 @@ class CORRO(Agent):
             "actor": (self.head.actor_parameters(), config.lr),
         }
         self.parts = {"net": self.net, "head": self.head, "coordinates": self.coordinates}
-        self.generate = self._build_generator(*sizes).to(self.device)
+        kind, tasks = self._generator_kind(), 0
+        if config.classification or kind in ("decoder", "relabel"):
+            tasks = self._num_tasks()
+        hidden, option = config.encoder_hidden, config.generator_option
+        generator = make_generator(kind, sizes, tasks, code, hidden, option)
+        self.generate: Any = generator.to(self.device)
         learners["generator"] = (self.generate, config.encoder_lr)
         club = mi.neural.CLUB(mi.critics.GaussianDecoder(sizes[0], code, 64))
         self.leak = club.to(self.device)
@@ -201,23 +204,10 @@ class CORRO(Agent):
         low, high = (torch.as_tensor(b, device=self.device) for b in (space.low, space.high))
         self.action_scale, self.action_mean = (high - low) / 2, (high + low) / 2
 
-    def _build_generator(self, chosen: int, answer: int) -> Generator:
-        """What makes negatives; it learns from training tasks alone."""
-        config, option = self.config, self.config.generator_option
-        if config.code != "context" or not (config.contrastive or config.reconstruction):
-            return Generator()
-        if config.negatives == "decoder":
-            code, hidden = config.code_size, config.encoder_hidden
-            return TaskDecoder(chosen, answer, self._num_tasks(), code, hidden)
-        if config.negatives == "cvae":
-            return CVAE(chosen, answer, 0.2 if option is None else option)
-        if config.negatives == "relabel":
-            return Relabelling(chosen, answer, self._num_tasks())
-        return (
-            RewardNoise(0.5 if option is None else option)
-            if config.negatives == "reward"
-            else Generator()
-        )
+    def _generator_kind(self) -> str:
+        config = self.config
+        needed = config.contrastive or config.reconstruction or config.counterfactual
+        return config.negatives if needed and config.code == "context" else "transitions"
 
     def _task_parameters(self) -> int:
         if not isinstance(self.env, TaskFamily):
@@ -235,32 +225,13 @@ class CORRO(Agent):
     @cached_property
     def data(self) -> TaskData:
         """The training tasks of the dataset; no test task is ever seen in training."""
-        if not self.config.dataset:
-            raise ConfigError("dataset: expected the directory or id of tasks' data, got none")
-        data = load(self.config.dataset, self.config.tier).select("train").to(self.device)
-        spaces = self.env.single_observation_space.shape, self.env.single_action_space.shape
-        actual = data.states.shape[3:], data.actions.shape[3:]
-        if actual != spaces:
-            what = f"observations and actions of shapes {spaces}, as of {self.config.env}"
-            raise ConfigError(f"dataset={self.config.dataset}: expected {what}, got {actual}")
-        return data
+        config = self.config
+        return training_tasks(config.dataset, config.tier, self.env, self.device)
 
     @cached_property
     def replay(self) -> TaskReplay:
         """The data in the networks' units."""
-        data = self.data
-        if not self.coordinates.fitted:
-            self.coordinates.fit(data.mask, *transitions(data))
-        chosen, answer = self.coordinates(*transitions(data))
-        fields = {
-            "chosen": chosen,
-            "answer": answer,
-            "action": (data.actions - self.action_mean) / self.action_scale,
-            "reward": self.coordinates.reward(data.rewards)[..., None],
-            "next": self.coordinates.observe(data.next_observations),
-            "terminated": data.terminations[..., None].float(),
-        }
-        return TaskReplay(fields, data.mask)
+        return pack(self.data, self.coordinates, self.action_scale, self.action_mean)
 
     @cached_property
     def bank(self) -> dict[str, Tensor]:
@@ -307,7 +278,8 @@ class CORRO(Agent):
             return {"code": task}
         code = self.initial_state(len(mask))["code"]
         if self.config.code == "context":
-            seen = self.encode(*self.coordinates(*context), mask)
+            chosen, answer = self.coordinates(*context)
+            seen = self.encode(chosen, answer, mask)
             code = torch.where(mask.any(-1, keepdim=True), seen, code)
         return {"code": code}
 
@@ -324,22 +296,16 @@ class CORRO(Agent):
     def evaluate(
         self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = True
     ) -> dict[str, float]:
-        """See `Agent`; without an `env` it is the dataset's test tasks, after own contexts.
-
-        `ood/…` are the same after contexts of other tasks' policies, where the dataset has any.
-        """
+        """See `Agent`; without an `env` on the dataset's test tasks, see `evaluate_agent`."""
         if env is not None:
             return super().evaluate(env, episodes, deterministic)
-        config = self.config
-        data = choose(load(config.dataset, config.tier), "test").to(self.device)
-        count = -(-(episodes or config.eval_episodes) // data.num_tasks)
-        protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
-        metrics = evaluate_tasks(self, data, protocol)
-        with suppress(DataError):
-            protocol.context = "ood-behaviour"
-            other = evaluate_tasks(self, data, protocol)
-            metrics |= {f"ood/{name}": value for name, value in other.items()}
-        return metrics
+        return evaluate_agent(self, episodes or self.config.eval_episodes)
+
+    def headline(self, row: Mapping[str, float]) -> dict[str, float]:
+        """See `Agent`."""
+        names = ("encoder/reconstruction", "encoder/contrastive", "policy/critic_loss")
+        names += ("eval/return_mean", "eval/ood/return_mean")
+        return {name.partition("/")[2]: row[name] for name in names if name in row}
 
     # ---- learning
 
@@ -393,7 +359,8 @@ class CORRO(Agent):
             loss = generate.loss(flat, answer.flatten(0, 1), label, self.generator)
             losses["generator"], metrics = loss
         if self.learner == "encoder":
-            code = self._context_codes(task, episode)
+            wanted = config.reconstruction or config.metric or config.classification
+            code = self._context_codes(task, episode) if wanted else chosen[:0]
             if config.reconstruction:
                 losses["reconstruction"] = self._reconstruction_loss(task, chosen, answer, code)
             if config.contrastive:
@@ -529,8 +496,3 @@ class CORRO(Agent):
         loss.backward()
         for name in names:
             self.optimizers[name].step()
-
-
-def transitions(data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Observation, action, reward and next observation, [K, E, T, ...] each."""
-    return data.observations, data.actions, data.rewards, data.next_observations

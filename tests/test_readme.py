@@ -23,13 +23,17 @@ SMALL_PIXELS = {
     "prefill": "40", "gradient_steps": "1", "eval_episodes": "4", "replay_capacity": "2000",
     "env_kwargs.background": "ghost",
 }  # fmt: skip
-PIXELS = ("infopower", "dreamer", "infopower-no-representation")
-TEAMS = ("masd", "joint-diayn", "masd-pairs", "mappo")
+SMALL_OFFLINE = {"total_timesteps": "200", "encoder_hidden": "[8,8]", "hidden": "[8,8]"}
 SMALL_ROLES = {
     "total_timesteps": "200", "num_envs": "4", "horizon": "10", "eval_episodes": "8",
     "embedding_size": "16", "role_size": "8", "hidden": "8",
 }  # fmt: skip
-ROLES = ("acorm", "acorm-mappo", "qmix", "qmix-pymarl2", "recurrent-mappo")
+SMALL_OF = {
+    **dict.fromkeys(("masd", "joint-diayn", "masd-pairs", "mappo"), SMALL_TEAM),
+    **dict.fromkeys(("acorm", "acorm-mappo", "qmix", "qmix-pymarl2", "recurrent-mappo"), SMALL_ROLES),
+    **dict.fromkeys(("infopower", "dreamer", "infopower-no-representation"), SMALL_PIXELS),
+    **dict.fromkeys(("corro", "focal"), SMALL_OFFLINE),
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -58,16 +62,15 @@ def test_train_lines_run_in_order(tmp_path):
     for line in lines:
         if "=" in line[-1] and line[0] not in ("eval", "resume", "data"):
             given = {argument.partition("=")[0] for argument in line}
-            small = SMALL_TEAM if line[0] in TEAMS else SMALL
-            small = SMALL_ROLES if line[0] in ROLES else small
-            small = SMALL_PIXELS if line[0] in PIXELS else small
+            small = SMALL_OF.get(line[0], SMALL)
             line = [*line, *(f"{k}={v}" for k, v in small.items() if k not in given)]
             # The small settings must not change the directory that later lines name.
             seed = next((a for a in line if a.startswith("seed=")), "seed=0")
             plain = len(given - {line[0], "env", "seed"}) == 0
             name = f"slim-tabletop/{seed}" if plain else f"{len(given)}"
-            own = line[0] in (*TEAMS, *ROLES, *PIXELS)
-            line.append(f"run=runs/{f'{line[0]}-{len(given)}' if own else name}")
+            if not any(argument.startswith("run=") for argument in line):
+                own = f"{line[0]}-{len(given)}" if line[0] in SMALL_OF else name
+                line.append(f"run=runs/{own}")
         done = subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *line], cwd=tmp_path, capture_output=True,
             text=True, timeout=600,

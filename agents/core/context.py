@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -342,3 +343,30 @@ class Coordinates(nn.Module):
     @staticmethod
     def _std(norm: RunningNorm) -> Tensor:
         return (norm.variance + 1e-8).sqrt()
+
+
+def make_generator(
+    kind: str,
+    sizes: tuple[int, int],
+    tasks: int,
+    code: int,
+    hidden: list[int],
+    option: float | None,
+) -> Generator:
+    """The generator of negatives by name; "transitions" needs none.
+
+    Args:
+        kind: "decoder", "cvae", "reward", "relabel" or "transitions".
+        sizes: D+U and 1+D.
+        tasks: M.
+        code: Z.
+        hidden: widths of the decoder.
+        option: the CVAE's β (0.2 if None) or the reward noise's σ (0.5 if None).
+    """
+    if kind == "decoder":
+        return TaskDecoder(*sizes, tasks, code, hidden)
+    if kind == "cvae":
+        return CVAE(*sizes, 0.2 if option is None else option)
+    if kind == "reward":
+        return RewardNoise(0.5 if option is None else option)
+    return Relabelling(*sizes, tasks) if kind == "relabel" else Generator()

@@ -79,7 +79,7 @@ def fitted_q(
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(target.parameters()), list(critics.parameters()), 0.02)
+            torch._foreach_lerp_(list(target.parameters()), list(critics.parameters()), 0.05)
     with torch.no_grad():
         index = torch.arange(rows, device=device) % data.num_episodes
         first = starts[:, index % int((data.lengths > 0).sum(1).min())].flatten(0, 1)

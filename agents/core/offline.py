@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ import envs
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import play
 from envs.base import BatchedEnv
-from envs.data import TaskData, load
+from envs.data import DataError, TaskData, load
 
 Context = tuple[Tensor, Tensor, Tensor, Tensor]
 """Observation [N, T, D], action [N, T, U], reward [N, T] and next observation [N, T, D]."""
@@ -155,7 +156,8 @@ def _explore(
     """Contexts of the agent's own: random, or (online) random first and then by its code so far."""
     env = make_env(agent, data, config.episodes, device)
     task = data.tasks.repeat_interleave(config.episodes, 0)
-    low, high = (torch.as_tensor(b, device=device) for b in env._bounds)
+    space: Any = env.single_action_space
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
     steps: list[tuple[Tensor, ...]] = []
     alive: list[Tensor] = []
     obs, _ = env.reset(seed=config.seed)
@@ -221,6 +223,27 @@ def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
     return Outcome(played.returns.view(data.num_tasks, -1), state)
 
 
+def evaluate_agent(agent: Any, episodes: int) -> dict[str, float]:
+    """`evaluate_tasks` on the test tasks of the agent's own dataset, after their own contexts.
+
+    `ood/…` are the same after contexts of other tasks' policies, where the dataset has any.
+
+    Args:
+        agent: its config names `dataset`, `tier` and `seed`.
+        episodes: in all, at least.
+    """
+    config = agent.config
+    data = choose(load(config.dataset, config.tier), "test").to(agent.device)
+    count = -(-episodes // data.num_tasks)
+    protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
+    metrics = evaluate_tasks(agent, data, protocol)
+    with suppress(DataError):
+        protocol.context = "ood-behaviour"
+        other = evaluate_tasks(agent, data, protocol)
+        metrics |= {f"ood/{name}": value for name, value in other.items()}
+    return metrics
+
+
 def evaluate_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> dict[str, float]:
     """`return_mean`, `return_std` and, where the data have references, `score_mean` (0 to 100)."""
     return summarise(play_tasks(agent, data, config).returns[None], data)
@@ -266,7 +289,8 @@ def stratified_iqm(
         drawn = scores[:, rng.integers(tasks, size=(resamples, tasks))].swapaxes(0, 1)
     values = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
     centre = stats.trim_mean(scores.reshape(-1), 0.25)
-    return float(centre), *(float(v) for v in np.quantile(values, (0.025, 0.975)))
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(centre), float(low), float(high)
 
 
 def compare_rankings(estimates: np.ndarray, truth: np.ndarray, k: int = 1) -> dict[str, float]:

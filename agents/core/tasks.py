@@ -8,6 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.core.config import ConfigError
+from agents.core.context import Coordinates
+from envs.base import BatchedEnv
+from envs.data import TaskData, load
+
 
 class TaskReplay:
     """Fixed episodes of M tasks, packed so that a sample is one gather.
@@ -66,3 +71,49 @@ def draw_tasks(shape: tuple[int, int], tasks: int, generator: torch.Generator) -
     """Distinct tasks in every row, int64 [shape[0], min(shape[1], tasks)]."""
     noise = torch.rand((shape[0], tasks), generator=generator, device=generator.device)
     return noise.argsort(1)[:, : shape[1]]
+
+
+def training_tasks(dataset: str, tier: str, env: BatchedEnv, device: torch.device) -> TaskData:
+    """The training tasks of a dataset for an environment.
+
+    Raises:
+        ConfigError: no dataset is given, or it is of other spaces.
+        DataError: there is none, or it is refused.
+    """
+    if not dataset:
+        raise ConfigError("dataset: expected the directory or id of tasks' data, got none")
+    data = load(dataset, tier).select("train").to(device)
+    spaces = env.single_observation_space.shape, env.single_action_space.shape
+    actual = tuple(data.states.shape[3:]), tuple(data.actions.shape[3:])
+    if actual != spaces:
+        what = f"observations and actions of shapes {spaces}, as the environment has"
+        raise ConfigError(f"dataset={dataset}: expected {what}, got {actual}")
+    return data
+
+
+def transitions(data: TaskData) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Observation, action, reward and next observation, [K, E, T, ...] each."""
+    return data.observations, data.actions, data.rewards, data.next_observations
+
+
+def pack(data: TaskData, coordinates: Coordinates, scale: Tensor, shift: Tensor) -> TaskReplay:
+    """The data in the networks' units, after fitting these where they are not.
+
+    Args:
+        data: training tasks.
+        coordinates: of transitions.
+        scale: half the range of actions [U].
+        shift: their middle [U].
+    """
+    if not coordinates.fitted:
+        coordinates.fit(data.mask, *transitions(data))
+    chosen, answer = coordinates(*transitions(data))
+    fields = {
+        "chosen": chosen,
+        "answer": answer,
+        "action": (data.actions - shift) / scale,
+        "reward": coordinates.reward(data.rewards)[..., None],
+        "next": coordinates.observe(data.next_observations),
+        "terminated": data.terminations[..., None].float(),
+    }
+    return TaskReplay(fields, data.mask)

@@ -1,0 +1,351 @@
+"""CORRO and its baselines on offline data of task families, measured.
+
+    python benchmarks/corro.py all [family=point-robot] [seeds=5] [steps=20000] [jobs=2]
+    python benchmarks/corro.py train | generator | speed | evaluation    one part
+    python benchmarks/corro.py collect | report                          of the runs done so far
+    python benchmarks/corro.py train methods=corro,focal                 only these
+    python benchmarks/corro.py train family=half-cheetah-vel tier=mixed steps=200000 seeds=3
+
+The data are made first where there are none (`train.py data`). Every run is a directory under
+runs/benchmark/corro and is skipped when it is done, so the command can be interrupted and issued
+again. `steps` are gradient steps, half of them the encoder's. Returns are those of the last
+checkpoint on the test tasks, after one context trajectory: of the task's own data (IID), or of
+what other tasks' policies did in it (OOD).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from common import in_parallel, write_csv  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "corro"
+RUNS = ROOT / "runs" / "benchmark" / "corro"
+
+METHODS = (
+    "corro",
+    "corro-published",
+    "corro-reward",
+    "focal",
+    "unicorn-ss",
+    "unicorn-sup",
+    "csro",
+    "corro-supervised",
+    "corro-multi-task",
+    "corro-oracle",
+)
+"""Names of `train.py`."""
+WIDE = {"hidden": [256, 256], "rows": 64, "lr": 3e-4, "encoder_lr": 3e-4}
+"""Of the MuJoCo families, for every method; `rows=256` is the papers' scale."""
+PUBLISHED = {
+    "point-robot": {"contrastive": 358.0, "policy": 35.0},
+    "half-cheetah-vel": {"contrastive": 284.0, "policy": 5.4},
+}
+"""Updates per CPU-second of the original code: 64 queries x 16 CVAE negatives, 16 tasks x 256 rows,
+one torch thread, measured on a busy 2-core machine like ours (not in the same run)."""
+
+
+def dataset(family: str, tiers: str) -> Path:
+    """The family's data, generated where there are none."""
+    from agents.core.config import build
+    from agents.core.generate import DataConfig, generate
+
+    root = RUNS / "data"
+    generate(family, build(DataConfig, [], {"tier": tiers, "seed": 0, "out": str(root)}))
+    return root / "corro" / family
+
+
+# ---- training
+
+
+def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
+    methods = options["methods"].split(",") if options["methods"] else METHODS
+    names = ("family", "tier", "steps")
+    fixed = {name: options[name] for name in names}
+    return [
+        {**fixed, "method": method, "seed": seed}
+        for seed in range(options["seeds"])
+        for method in methods
+    ]
+
+
+def directory(run: dict[str, Any]) -> Path:
+    return RUNS / "-".join(str(run[k]) for k in ("family", "tier", "method", "steps", "seed"))
+
+
+def train_one(run: dict[str, Any]) -> None:
+    """Train and measure one run in this process; results go to done.json."""
+    import torch
+
+    import train
+    from agents import AGENTS
+    from agents.core.config import build, to_dict
+    from agents.core.run import Run
+
+    torch.set_num_threads(1)
+    layers, agent = train._layers(run["method"])
+    data = RUNS / "data" / "corro" / run["family"]
+    overrides = {
+        "env": run["family"], "dataset": str(data), "tier": run["tier"], "seed": run["seed"],
+        "total_timesteps": run["steps"], "device": "cpu", "log_interval": 20,
+        **({} if run["family"].startswith("point") else WIDE),
+    }  # fmt: skip
+    config = build(AGENTS[agent].Config, layers, overrides)
+    with Run(directory(run), run["method"], to_dict(config)) as files:
+        if files.finished:
+            return
+        learner = AGENTS[agent](config=config)
+        learner.run = files
+        if files.checkpoint is not None:
+            learner.restore(files.checkpoint, files.last)
+        started, first = time.process_time(), learner.num_timesteps
+        learner.learn()
+        if files.stop is None:
+            # An interrupted run knows the time of its last stretch only.
+            share = run["steps"] / max(run["steps"] - first, 1)
+            cpu = (time.process_time() - started) * share
+            files.finish({"cpu_seconds": cpu, **measure(learner, data, run["tier"])})
+
+
+def measure(agent: Any, data: Path, tier: str) -> dict[str, float]:
+    """Returns and scores on test and training tasks, in and out of distribution."""
+    from agents.core.offline import OfflineConfig, choose, evaluate_tasks
+    from envs.data import load
+
+    results = {}
+    for split in ("test", "train"):
+        for name, context in (("iid", "iid"), ("ood", "ood-behaviour"), ("zero", "zero-shot")):
+            tasks = choose(load(data, tier), split)
+            config = OfflineConfig(str(data), context=context, split=split, tier=tier)
+            values = evaluate_tasks(agent, tasks, config)
+            results |= {f"{split}_{name}": values["return_mean"]}
+            if "score_mean" in values:
+                results |= {f"{split}_{name}_score": values["score_mean"]}
+    return results
+
+
+def train_all(options: dict[str, Any]) -> None:
+    dataset(options["family"], f"{options['tier']},ood")
+    in_parallel("run", all_runs(options), options["jobs"])
+    collect(options)
+
+
+def collect(options: dict[str, Any]) -> None:
+    """CSV of the runs that are done."""
+    rows = []
+    for run in all_runs(options):
+        path = directory(run) / "done.json"
+        if path.exists():
+            rows.append({**run, **json.loads(path.read_text())})
+    write_csv(RESULTS / f"{options['family']}-{options['tier']}.csv", rows)
+
+
+# ---- the generator
+
+
+def generator(options: dict[str, Any]) -> None:
+    """Spread over tasks of generated rewards at fixed (s, a), as a share of the true spread."""
+    import torch
+
+    from agents import CORRO
+
+    torch.set_num_threads(1)
+    data = dataset("point-robot", "mixed,ood")
+    common = {"dataset": str(data), "device": "cpu", "env": "point-robot", "generator_share": 0.999}
+    plain = {"reconstruction": 0.0, "counterfactual": False, "negatives": "cvae"}
+    raw = {**plain, "normalize": False, "contrastive": 1.0}
+    variants = {
+        "decoder (ours)": {},
+        "CVAE, raw, β = 0.2 (published)": {**raw, "generator_option": 0.2},
+        "CVAE, raw, β = 0.002": {**raw, "generator_option": 0.002},
+        "CVAE, standardised, β = 0.2": {**plain, "generator_option": 0.2},
+    }
+    rows = []
+    for name, settings in variants.items():
+        for seed in range(options["seeds"]):
+            steps = options["steps"] // 4
+            agent = CORRO(**common, **settings, seed=seed, total_timesteps=4 * steps)
+            agent.learn(total_timesteps=steps)
+            ratio, error = spread(agent)
+            values = {"generator": name, "seed": seed, "steps": steps, "spread": ratio}
+            rows.append(values | {"error": error})
+            print(rows[-1])
+    write_csv(RESULTS / "generator.csv", rows)
+
+
+def spread(agent: Any, rows: int = 256, samples: int = 64) -> tuple[float, float]:
+    """Deviation of generated rewards at fixed (s, a) over the true one; and, of a decoder, error.
+
+    The truth is the reward of every training task at the same successor. A decoder answers as each
+    of these tasks; a CVAE is sampled.
+    """
+    import torch
+
+    fixed = torch.Generator().manual_seed(0)
+    task = torch.randint(agent.replay.tasks, (rows,), generator=fixed)
+    where = agent.replay.draw_steps(task, 1, fixed)[:, 0]
+    step, successor = agent.replay.steps(where), agent.data.next_observations.flatten(0, 2)[where]
+    truth = -(successor[:, None] - agent.data.tasks).norm(dim=-1)  # [rows, M]
+    every = torch.arange(agent.replay.tasks)
+    norm, error = agent.coordinates.answer, float("nan")
+    if agent.config.negatives == "decoder":
+        answer = agent.generate.answer(step["chosen"].expand(len(every), -1, -1), every)
+        reward = (answer[..., 0] * norm.variance[0].sqrt() + norm.mean[0]).T
+        error = (reward - truth).abs().mean().item()
+    else:
+        arguments = (step["chosen"], step["answer"], task, samples, fixed)
+        reward = agent.generate.sample(*arguments)[..., 0] * norm.variance[0].sqrt()
+    return (reward.std(1).mean() / truth.std(1).mean()).item(), error
+
+
+# ---- speed
+
+
+def speed(options: dict[str, Any]) -> None:
+    """Gradient steps per CPU-second at the original's batch sizes, on synthetic data."""
+    import torch
+
+    from agents import CORRO
+    from envs.data import TaskData
+
+    torch.set_num_threads(1)
+    shapes = {"point-robot": (10, [64, 64]), "half-cheetah-vel": (200, [256, 256])}
+    rows = []
+    for family, (horizon, hidden) in shapes.items():
+        probe = CORRO(env=family, code="none", device="cpu")
+        obs, actions = (
+            space.shape[0]  # type: ignore[index]
+            for space in (probe.env.single_observation_space, probe.env.single_action_space)
+        )
+        draw = torch.Generator().manual_seed(0)
+        data = TaskData.build(
+            torch.randn(20, 50, horizon + 1, obs, generator=draw),
+            torch.rand(20, 50, horizon, actions, generator=draw) * 2 - 1,
+            torch.randn(20, 50, horizon, generator=draw),
+        )
+        for method, settings in speed_variants(hidden).items():
+            for phase, share in (("contrastive", 1.0), ("policy", 0.0)):
+                agent = CORRO(
+                    env=family, device="cpu", num_tasks=20, encoder_share=share, block=20,
+                    total_timesteps=10**6, generator_share=0.0, dataset="synthetic", **settings,
+                )  # fmt: skip
+                agent.__dict__["data"] = data
+                value = steps_per_cpu_second(agent)
+                rows.append({
+                    "family": family, "method": method, "phase": phase, "updates_per_cpu_s": value,
+                    "original": PUBLISHED[family][phase],
+                    "ratio": value / PUBLISHED[family][phase],
+                })  # fmt: skip
+                print(rows[-1])
+    write_csv(RESULTS / "speed.csv", rows)
+
+
+def speed_variants(hidden: list[int]) -> dict[str, dict[str, Any]]:
+    """The published objective at the published batch; ours at the same, and at its own."""
+    published = {
+        "negatives": "cvae", "reconstruction": 0.0, "counterfactual": False, "normalize": False,
+        "contrastive": 1.0, "critic_gradient": "aggregator", "layer_norm": False, "entropy": 0.2,
+        "code_size": 5,
+    }  # fmt: skip
+    return {
+        "published, 16 x 256": {**published, "rows": 256, "hidden": hidden},
+        "ours, 16 x 256": {"rows": 256, "hidden": hidden},
+        "ours, 16 x 64": {"rows": 64, "hidden": hidden},
+    }
+
+
+def steps_per_cpu_second(agent: Any, seconds: float = 5.0) -> float:
+    """After one block to warm up."""
+
+    def block() -> int:
+        agent.collect()
+        agent.update()
+        return agent.config.block
+
+    block()
+    started, count = time.process_time(), 0
+    while time.process_time() - started < seconds:
+        count += block()
+    return count / (time.process_time() - started)
+
+
+# ---- evaluation
+
+
+def evaluation(options: dict[str, Any]) -> None:
+    """20 tasks x 5 episodes as one batch against one row at a time, same agent and contexts."""
+    import torch
+
+    from agents import CORRO
+    from agents.core.offline import OfflineConfig, play_tasks
+    from envs.data import load
+
+    torch.set_num_threads(1)
+    data_path = dataset("point-robot", "mixed,ood")
+    agent = CORRO(dataset=str(data_path), device="cpu", total_timesteps=200).learn()
+    data = load(data_path).select(range(20))
+    config = OfflineConfig(str(data_path), episodes=5)
+    started = time.process_time()
+    for _ in range(10):
+        play_tasks(agent, data, config)
+    batched = (time.process_time() - started) / 10
+    single = OfflineConfig(str(data_path), episodes=1)
+    started = time.process_time()
+    for k in range(20):
+        one = data.select([k])
+        for _ in range(5):
+            play_tasks(agent, one, single)
+    alone = time.process_time() - started
+    row = {"batched_cpu_s": batched, "one_by_one_cpu_s": alone, "ratio": alone / batched}
+    print(row)
+    write_csv(RESULTS / "evaluation.csv", [row])
+
+
+def report() -> None:
+    """REPORT.md and a plot from whatever CSVs are there."""
+    from corro_report import write_report
+
+    write_report(RESULTS)
+
+
+def main(arguments: list[str]) -> None:
+    command = arguments[0] if arguments else "all"
+    if command == "run":
+        return train_one(json.loads(arguments[1]))
+    parts: dict[str, Callable[[dict[str, Any]], None]] = {
+        "train": train_all,
+        "generator": generator,
+        "speed": speed,
+        "evaluation": evaluation,
+    }
+    if command not in ("all", "collect", "report", *parts):
+        sys.exit(f"unknown command {command!r}\n\n{__doc__}")
+    options: dict[str, Any] = {
+        "family": "point-robot", "tier": "mixed", "methods": "", "steps": 20_000, "seeds": 5,
+        "jobs": 2,
+    }  # fmt: skip
+    for argument in arguments[1:]:
+        key, _, value = argument.partition("=")
+        if key not in options:
+            sys.exit(f"unknown option {key!r}, expected one of {', '.join(options)}")
+        options[key] = int(float(value)) if isinstance(options[key], int) else value
+    for name in parts if command == "all" else [command]:
+        if name in parts:
+            parts[name](options)
+    if command == "collect":
+        collect(options)
+    if command in ("report", "all"):
+        report()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
