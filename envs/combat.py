@@ -86,6 +86,7 @@ class Combat(BatchedEnv):
     units: ClassVar[dict[str, Unit]]
     """The unit data."""
     battle: Battle
+    num_agents: int
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class Combat(BatchedEnv):
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
-        fresh = self._start(self.rng.uniform(self.start_draws).t())
+        fresh = self._start(self.rng.uniform(self.start_draws).t().contiguous())
         merged = [
             new if old is self._kind else torch.where(mask, new, old)
             for new, old in zip(fresh, self.battle, strict=True)
@@ -219,8 +220,9 @@ class Combat(BatchedEnv):
         self, battle: Battle, action: Tensor, keys: Tensor, scripts: Scripts
     ) -> tuple[Battle, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """A step and what the allies then see."""
-        action = pad(action, (0, self.num_units - action.shape[1])).t()
-        draws = uniform(keys, 0, self.step_draws).t()
+        # Contiguous: whatever is computed from them keeps their order in memory.
+        action = pad(action, (0, self.num_units - action.shape[1])).t().contiguous()
+        draws = uniform(keys, 0, self.step_draws).t().contiguous()
         battle, reward, terminated, won = self._step(battle, action, draws, scripts)
         return battle, reward, terminated, won, self._see(battle, 0)
 

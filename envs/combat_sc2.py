@@ -23,7 +23,7 @@ from envs.combat import (
     scattered_starts,
     separate,
 )
-from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
+from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Point
 
 SIGHT, SHOOT = 9.0, 6.0
 """SMAC: what agents see and may attack, for all types of unit, between centres [m]."""
@@ -159,9 +159,10 @@ class SC2Combat(Combat):
                 (self.map.enemies, self.map.enemy_start, -1),
             )
         ]
-        self._grid = torch.tensor(grids[0] + grids[1], device=device).t()[..., None]
+        self._grid = torch.tensor(grids[0] + grids[1], device=device).t().contiguous()[..., None]
         goals = [self.map.enemy_start[-1]] * agents + [self.map.enemy_goal] * enemies
-        self._goal = torch.tensor(goals, dtype=torch.float32, device=device).t()[..., None]
+        goal = torch.tensor(goals, dtype=torch.float32, device=device)
+        self._goal = goal.t().contiguous()[..., None]
         if self.random_teams:
             weights = torch.tensor(list(TEAMS[self.race].values()), device=device)
             self._cumulated = weights.cumsum(0)[:-1]
