@@ -5,8 +5,8 @@ observations, states and masks, and begin new episodes by themselves. SMAX runs 
 environment of its own (`.venv-jaxmarl`); its CPU-seconds are those of all its threads. Rounds are
 interleaved; ratios are medians over rounds.
 
-smaclite, the other clone of SMAC, is not on PyPI: its number is one of an earlier day (146 steps per
-CPU-second on 2s3z, at best), so that row has no ratio of one run.
+smaclite, the other clone of SMAC, is not on PyPI: its number is one of an earlier day (146 steps
+per CPU-second on 2s3z, at best), so the ratio of that row is not of one run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Combat: small battles with the rosters of SMAC, all environments in one tensor.
 
-Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data with
-SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of JaxMARL's
-SMAX, step for step. Results on `combat` are not SMAC results.
+Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data
+with SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of
+JaxMARL's SMAX, step for step. Results on `combat` are not SMAC results.
 
 Shape letters: N environments, A agents (the allies), E enemies, V = A + E units (allies first),
 D observation features, U actions, S state features.
@@ -172,7 +172,9 @@ class Combat(BatchedEnv):
         whole = [torch.zeros(shape, dtype=torch.int64, device=self.device) for _ in range(3)]
         if not self.random_teams:
             whole[2] = self._kind
-        return Battle(position, *real, goal, *whole)
+        health, shield, cooldown, energy, quiet = real
+        target, action, kind = whole
+        return Battle(position, health, shield, cooldown, energy, quiet, goal, target, action, kind)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """See `BatchedEnv`."""
@@ -487,7 +489,7 @@ def make_combat(
     if rules == "sc2":
         one_of("map", map, (*MAPS, *RANDOM))
         return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
-    one_of("map", map, SMAX_MAPS)
+    one_of("map", map, tuple(SMAX_MAPS))
     if jitter:
         raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
     return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)

@@ -341,7 +341,7 @@ def test_medivacs_heal_for_energy() -> None:
     env.battle.health[marine] = 20
     near = env.battle.position[:, marine] + 1
     env.battle.position[:, medivac] = near
-    *_, info = env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    env.step(torch.tensor([[1] * 9 + [6 + marine]]))
     assert env.battle.health[marine, 0] == pytest.approx(20 + 9 * 0.5, abs=1e-3)
     assert env.battle.energy[medivac, 0] == pytest.approx(50 - 1.5 + 0.5625 / 2, abs=1e-3)
     env.battle.energy[medivac] = 4  # goes on, although it could not begin
@@ -379,7 +379,7 @@ def test_a_team_of_healers_has_lost() -> None:
     env = make("MMM")
     _, info = env.reset(seed=0)
     env.battle.health[:9] = 0
-    _, reward, terminated, _, info = env.step(available(env.context(), 0))
+    _, _, terminated, _, info = env.step(available(env.context(), 0))
     assert terminated.all()
     assert not info["battle_won"].any()
 
