@@ -242,7 +242,7 @@ class SC2Combat(Combat):
         else:
             pairs, stats = self._fixed
         before, action = battle, self._permit(battle, stats, action, scripts)
-        heading = self._moves[:, action.clamp_max(5)]
+        heading = self._moves[:, torch.where(action < 6, action, STOP)]
         battle = battle._replace(target=self._aims(action, stats, battle.target, scripts))
         noise = (3 * draws - 1) * DT  # of the next cooldown: no weapon fires twice in a step
         for tick in range(SUBSTEPS):

@@ -301,6 +301,14 @@ def test_marine_against_zealot(monkeypatch) -> None:
     assert history[28].health[1, 0] == pytest.approx(100 - 7.5)
 
 
+def test_who_has_lost_its_target_stands(monkeypatch) -> None:
+    env = duel("stalker", "marine", gap=3, monkeypatch=monkeypatch)
+    env.battle.health[1] = 1
+    after, *_ = env._step(env.battle, torch.tensor([[6], [0]]), torch.rand(2, 1), (None, None))
+    assert after.health[1, 0] == 0
+    assert torch.equal(after.position[:, 0], env.battle.position[:, 0])
+
+
 def test_bonus_damage_several_hits_and_least_damage(monkeypatch) -> None:
     env = duel("stalker", "marauder", monkeypatch=monkeypatch)
     assert tick(env, 1, ("closest", None))[0].health[1, 0] == 125 - (13 + 5 - 1)
