@@ -1,8 +1,8 @@
 """Combat: small battles with the rosters of SMAC, all environments in one tensor.
 
-Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data with
-SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of JaxMARL's
-SMAX, step for step. Results on `combat` are not SMAC results.
+Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data
+with SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of
+JaxMARL's SMAX, step for step. Results on `combat` are not SMAC results.
 
 Shape letters: N environments, A agents (the allies), E enemies, V = A + E units (allies first),
 D observation features, U actions, S state features.
@@ -86,6 +86,7 @@ class Combat(BatchedEnv):
     units: ClassVar[dict[str, Unit]]
     """The unit data."""
     battle: Battle
+    num_agents: int
 
     def __init__(
         self,
@@ -171,7 +172,9 @@ class Combat(BatchedEnv):
         whole = [torch.zeros(shape, dtype=torch.int64, device=self.device) for _ in range(3)]
         if not self.random_teams:
             whole[2] = self._kind
-        return Battle(position, *real, goal, *whole)
+        health, shield, cooldown, energy, quiet = real
+        target, action, kind = whole
+        return Battle(position, health, shield, cooldown, energy, quiet, goal, target, action, kind)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """See `BatchedEnv`."""
@@ -181,7 +184,7 @@ class Combat(BatchedEnv):
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
-        fresh = self._start(self.rng.uniform(self.start_draws).t())
+        fresh = self._start(self.rng.uniform(self.start_draws).t().contiguous())
         merged = [
             new if old is self._kind else torch.where(mask, new, old)
             for new, old in zip(fresh, self.battle, strict=True)
@@ -219,8 +222,9 @@ class Combat(BatchedEnv):
         self, battle: Battle, action: Tensor, keys: Tensor, scripts: Scripts
     ) -> tuple[Battle, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """A step and what the allies then see."""
-        action = pad(action, (0, self.num_units - action.shape[1])).t()
-        draws = uniform(keys, 0, self.step_draws).t()
+        # Contiguous: whatever is computed from them keeps their order in memory.
+        action = pad(action, (0, self.num_units - action.shape[1])).t().contiguous()
+        draws = uniform(keys, 0, self.step_draws).t().contiguous()
         battle, reward, terminated, won = self._step(battle, action, draws, scripts)
         return battle, reward, terminated, won, self._see(battle, 0)
 
@@ -485,7 +489,7 @@ def make_combat(
     if rules == "sc2":
         one_of("map", map, (*MAPS, *RANDOM))
         return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
-    one_of("map", map, SMAX_MAPS)
+    one_of("map", map, tuple(SMAX_MAPS))
     if jitter:
         raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
     return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)

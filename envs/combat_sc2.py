@@ -23,7 +23,7 @@ from envs.combat import (
     scattered_starts,
     separate,
 )
-from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
+from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Point
 
 SIGHT, SHOOT = 9.0, 6.0
 """SMAC: what agents see and may attack, for all types of unit, between centres [m]."""
@@ -104,14 +104,14 @@ class SC2Combat(Combat):
         race, battlefield = RANDOM[map] if self.random_teams else ("", MAPS[map])
         self.map, self.race = battlefield, race
         sides = battlefield.allies, battlefield.enemies
-        teams = tuple([name for name, n in side.items() for _ in range(n)] for side in sides)
+        teams = _roster(sides[0]), _roster(sides[1])
         self.types = [list(TEAMS[race]) if race else list(side) for side in sides]
         self.names = list(dict.fromkeys(self.types[0] + self.types[1]))
         # SMAC has type bits only where there is a choice, and shields only where there are any.
         self._bits = [types if len(types) > 1 else [] for types in self.types]
         self._shields = [any(name in PROTOSS for name in types) for types in self.types]
         counts = len(teams[0]), len(teams[1])
-        sizes = self._features(0, counts), self._features(1, counts[::-1])
+        sizes = self._features(0, counts), self._features(1, (counts[1], counts[0]))
         actions = 6 + counts[1], 6 + counts[0]
         super().__init__(
             num_envs, device, seed, teams, battlefield.limit, sizes, actions,
@@ -159,9 +159,10 @@ class SC2Combat(Combat):
                 (self.map.enemies, self.map.enemy_start, -1),
             )
         ]
-        self._grid = torch.tensor(grids[0] + grids[1], device=device).t()[..., None]
+        self._grid = torch.tensor(grids[0] + grids[1], device=device).t().contiguous()[..., None]
         goals = [self.map.enemy_start[-1]] * agents + [self.map.enemy_goal] * enemies
-        self._goal = torch.tensor(goals, dtype=torch.float32, device=device).t()[..., None]
+        goal = torch.tensor(goals, dtype=torch.float32, device=device)
+        self._goal = goal.t().contiguous()[..., None]
         if self.random_teams:
             weights = torch.tensor(list(TEAMS[self.race].values()), device=device)
             self._cumulated = weights.cumsum(0)[:-1]
@@ -219,9 +220,9 @@ class SC2Combat(Combat):
         )
 
     def _draw_teams(self, draws: Tensor) -> Tensor:
-        """Types [V, N] by SMACv2's weights: enemies have the allies' types, and more if they are more.
+        """Types [V, N] by SMACv2's weights: enemies have the allies', those who are more their own.
 
-        A team of nothing but the last type would be no fight: its first unit becomes the first type.
+        A team of nothing but the last type would not fight: its first unit becomes the first type.
         """
         kind = (draws >= self._cumulated[:, None, None]).sum(0)
         agents, enemies = self.num_agents, self.num_enemies
@@ -241,7 +242,7 @@ class SC2Combat(Combat):
         else:
             pairs, stats = self._fixed
         before, action = battle, self._permit(battle, stats, action, scripts)
-        heading = self._moves[:, action.clamp_max(5)]
+        heading = self._moves[:, torch.where(action < 6, action, STOP)]
         battle = battle._replace(target=self._aims(action, stats, battle.target, scripts))
         noise = (3 * draws - 1) * DT  # of the next cooldown: no weapon fires twice in a step
         for tick in range(SUBSTEPS):
@@ -344,12 +345,12 @@ class SC2Combat(Combat):
         """Targets [V, N]: those kept while they can be attacked, and what scripts choose."""
         aimed = (battle.target[:, None] == self._index) & can
         kept = torch.where(aimed.any(1), battle.target, -1)
-        chosen = {
+        chosen: dict[str | None, Tensor] = {
             script: self._choose(script, battle, s, can, distance, edge, aimed, kept)
             for script in set(scripts)
             if script and (first or script == "attack-move")
         }
-        return self._by_side(*(kept if x not in chosen else chosen[x] for x in scripts))  # type: ignore[index]
+        return self._by_side(*(chosen.get(script, kept) for script in scripts))
 
     def _choose(
         self,
@@ -583,9 +584,13 @@ class SC2Combat(Combat):
         return torch.cat([*parts, last.flatten(1)], 1)
 
 
+def _roster(team: dict[str, int]) -> list[str]:
+    return [name for name, count in team.items() for _ in range(count)]
+
+
 def _formation(team: dict[str, int], starts: tuple[Point, ...], sign: int) -> list[Point]:
     """Places of a team's units: square blocks around their start, facing along `sign`."""
-    groups: list[Any] = [[name for name, n in team.items() for _ in range(n)]]
+    groups: list[Any] = [_roster(team)]
     if len(starts) > 1:
         groups = [[name] * n for name, n in team.items()]
     places: list[Point] = []

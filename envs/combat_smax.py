@@ -50,7 +50,8 @@ class SMAXCombat(Combat):
     """See `envs.combat.make_combat`.
 
     Enemies count everybody from the last unit to the first: their observations, and their attacks,
-    5 + k on ally A - 1 - k (`observe(side=1)`). An attack on who is dead or out of range has no effect.
+    5 + k on ally A - 1 - k (`observe(side=1)`). An attack on who is dead or out of range does
+    nothing.
     """
 
     units = SMAX
@@ -67,7 +68,8 @@ class SMAXCombat(Combat):
     ) -> None:
         rosters = SMAX_MAPS[map]
         self.sparse, self.random_teams = reward == "sparse", isinstance(rosters, int)
-        teams = (["marine"] * rosters,) * 2 if isinstance(rosters, int) else rosters
+        drawn = rosters if isinstance(rosters, int) else 0
+        teams = (["marine"] * drawn,) * 2 if isinstance(rosters, int) else rosters
         agents, enemies = len(teams[0]), len(teams[1])
         size = OTHER * (agents + enemies - 1) + OWN
         actions = FIRST_ATTACK + enemies, FIRST_ATTACK + agents

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -302,6 +301,14 @@ def test_marine_against_zealot(monkeypatch) -> None:
     assert history[28].health[1, 0] == pytest.approx(100 - 7.5)
 
 
+def test_who_has_lost_its_target_stands(monkeypatch) -> None:
+    env = duel("stalker", "marine", gap=3, monkeypatch=monkeypatch)
+    env.battle.health[1] = 1
+    after, *_ = env._step(env.battle, torch.tensor([[6], [0]]), torch.rand(2, 1), (None, None))
+    assert after.health[1, 0] == 0
+    assert torch.equal(after.position[:, 0], env.battle.position[:, 0])
+
+
 def test_bonus_damage_several_hits_and_least_damage(monkeypatch) -> None:
     env = duel("stalker", "marauder", monkeypatch=monkeypatch)
     assert tick(env, 1, ("closest", None))[0].health[1, 0] == 125 - (13 + 5 - 1)
@@ -342,7 +349,7 @@ def test_medivacs_heal_for_energy() -> None:
     env.battle.health[marine] = 20
     near = env.battle.position[:, marine] + 1
     env.battle.position[:, medivac] = near
-    *_, info = env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    env.step(torch.tensor([[1] * 9 + [6 + marine]]))
     assert env.battle.health[marine, 0] == pytest.approx(20 + 9 * 0.5, abs=1e-3)
     assert env.battle.energy[medivac, 0] == pytest.approx(50 - 1.5 + 0.5625 / 2, abs=1e-3)
     env.battle.energy[medivac] = 4  # goes on, although it could not begin
@@ -380,7 +387,7 @@ def test_a_team_of_healers_has_lost() -> None:
     env = make("MMM")
     _, info = env.reset(seed=0)
     env.battle.health[:9] = 0
-    _, reward, terminated, _, info = env.step(available(env.context(), 0))
+    _, _, terminated, _, info = env.step(available(env.context(), 0))
     assert terminated.all()
     assert not info["battle_won"].any()
 
