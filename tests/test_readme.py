@@ -23,7 +23,7 @@ SMALL_ROLES = {
     "total_timesteps": "200", "num_envs": "4", "horizon": "10", "eval_episodes": "8",
     "embedding_size": "16", "role_size": "8", "hidden": "8",
 }  # fmt: skip
-ROLES = ("acorm", "acorm-mappo", "qmix", "qmix-pymarl2", "recurrent-mappo")
+ROLES = ("acorm", "acorm-mappo", "qmix")
 
 
 def blocks(language: str) -> list[str]:
