@@ -17,15 +17,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.base import Agent, AgentConfig, State, Step
-from agents.core.config import ConfigError, require
+from agents.core.config import require
 from agents.core.decomposition import (
     Independent,
     QMix,
@@ -34,6 +33,8 @@ from agents.core.decomposition import (
     greedy,
     lambda_returns,
     previous_actions,
+    team_sizes,
+    win_rate,
 )
 from agents.core.evaluate import Episodes
 from agents.core.replay import Replay
@@ -484,23 +485,3 @@ class ACORM(Agent):
         """See `Agent`."""
         names = ("return", "value/loss", "roles/information", "eval/win_rate")
         return {name.split("/")[-1]: row[name] for name in names if name in row}
-
-
-def win_rate(episodes: Episodes) -> dict[str, float]:
-    """Share of battles won, of environments that say so in `info["battle_won"]`."""
-    won = episodes.last.get("battle_won")
-    return {} if won is None else {"win_rate": won.float().mean().item()}
-
-
-def team_sizes(env: Any, agent: str) -> tuple[int, int, int]:
-    """A, D and U of a team that observes vectors and has discrete actions.
-
-    Raises:
-        ConfigError: of another environment; `agent` is who needs these.
-    """
-    shape, space = env.single_observation_space.shape or (), env.single_action_space
-    if env.num_agents is None or len(shape) != 2:
-        raise ConfigError(f"env: {agent} needs several agents that observe vectors")
-    if not isinstance(space, gym.spaces.MultiDiscrete) or len(set(space.nvec.tolist())) != 1:
-        raise ConfigError(f"env: {agent} needs the same discrete actions for all, got {space}")
-    return shape[0], shape[1], int(space.nvec[0])

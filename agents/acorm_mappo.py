@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.acorm import team_sizes, win_rate
 from agents.base import Agent, AgentConfig, State, Step
 from agents.core.config import require
-from agents.core.decomposition import Recurrent
+from agents.core.decomposition import Recurrent, team_sizes, win_rate
 from agents.core.evaluate import Episodes
 from agents.core.replay import Replay
 from agents.core.returns import gae

@@ -241,18 +241,20 @@ def learning(scale: str, seeds: int, maps: list[str], methods: list[str], jobs: 
 
 
 def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None:
-    """curves.csv and final.csv from the runs that are done."""
+    """curves.csv as far as runs have come, and final.csv of those that are done."""
     from agents.core.log import read_metrics
 
     curves, final = [], []
     for run in runs(scale, seeds, maps, methods):
         folder = directory(run)
-        if not (folder / "done.json").exists():
+        if not (folder / "metrics.csv").exists():
             continue
         columns = read_metrics(folder / "metrics.csv")
         names = ("timesteps", "eval/win_rate", "eval/return_mean", "eval/length_mean")
         for row in zip(*(columns[name] for name in names), strict=True):
             curves.append(run | dict(zip([n.split("/")[-1] for n in names], row, strict=True)))
+        if not (folder / "done.json").exists():
+            continue
         done = json.loads((folder / "done.json").read_text())
         final.append(run | {"env_steps": int(columns["timesteps"][-1])} | done)
     write_csv(RESULTS / f"curves-{scale}.csv", curves)

@@ -39,8 +39,8 @@ def interquartile(values: np.ndarray, draws: int = 2000) -> tuple[float, float, 
 
 
 @torch.no_grad()
-def play(agent: Any, env: Any, seed: int) -> dict[str, torch.Tensor]:
-    """One greedy episode per row: everything seen, [T, N, ...] each, and frames if it renders."""
+def play(agent: Any, env: Any, seed: int, film: bool = False) -> dict[str, torch.Tensor]:
+    """One greedy episode per row: everything seen, [T, N, ...] each; `frame` is of the last row."""
     obs, info = env.reset(seed=seed)
     state, going = agent.initial_state(env.num_envs), torch.ones(env.num_envs, dtype=torch.bool)
     seen: dict[str, list[torch.Tensor]] = {}
@@ -50,8 +50,8 @@ def play(agent: Any, env: Any, seed: int) -> dict[str, torch.Tensor]:
             seen.setdefault(name, []).append(value.clone())
 
     while bool(going.any()):
-        if can_render(env):
-            add(frame=torch.as_tensor(env.render()))
+        if film:
+            add(frame=torch.as_tensor(env.render())[-1])
         action, carried = agent.act(obs, agent.perceive(state, info), True)
         encoded = torch.nn.functional.one_hot(state["last"] + 1, agent.actions + 1)[..., 1:].float()
         add(
@@ -79,14 +79,13 @@ def draw(run: Path, results: Path) -> None:
     draw_roles(role.detach(), label, counts, env, results / "roles.png")
     won = played["won"].any(0).nonzero().flatten().tolist()
     row = won[0] if won else 0
+    length = int(played["going"][:, row].sum())
     if "attention" in agent.networks:
         weights = agent.networks["attention"].weights(played["state"], role)[:, row]
         draw_attention(weights.detach(), counts[:, row], env, results / "attention.png")
-    if "frame" in played and won:
-        length = int(played["going"][:, row].sum())
-        frames = played["frame"][:length, row : row + 1]
-        frames = frames if frames.shape[2] == 3 else frames.movedim(-1, 2)
-        write_video(results / "battle.mp4", frames, fps=8)
+    if won and can_render(env):  # a row is the same whatever the number of rows
+        film = play(agent, agent.make_eval_env(row + 1), agent.config.seed + 5, film=True)
+        write_video(results / "battle.mp4", film["frame"][:length, None], fps=8)
 
 
 def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None:
@@ -95,7 +94,7 @@ def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None
 
     time, _, agents_ = counts.shape
     kept = counts.flatten().nonzero().flatten()
-    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:1500]]
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:800]]
     points = TSNE(2, random_state=0, init="pca").fit_transform(role.flatten(0, 2)[kept].numpy())
     kinds = env.teams[0]
     types = sorted(set(kinds))

@@ -30,7 +30,7 @@ SMALL_ROLES = {
 }  # fmt: skip
 SMALL_OF = {
     **dict.fromkeys(("masd", "joint-diayn", "masd-pairs", "mappo"), SMALL_TEAM),
-    **dict.fromkeys(("acorm", "acorm-mappo", "qmix", "qmix-pymarl2", "recurrent-mappo"), SMALL_ROLES),
+    **dict.fromkeys(("acorm", "acorm-mappo", "qmix"), SMALL_ROLES),
     **dict.fromkeys(("infopower", "dreamer", "infopower-no-representation"), SMALL_PIXELS),
     **dict.fromkeys(("corro", "focal"), SMALL_OFFLINE),
 }

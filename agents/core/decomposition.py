@@ -6,9 +6,15 @@ comes first, as in the recurrent networks' own layout: nothing is copied to turn
 
 from __future__ import annotations
 
+from typing import Any
+
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from agents.core.config import ConfigError
+from agents.core.evaluate import Episodes
 
 
 def unroll(
@@ -169,3 +175,23 @@ def lambda_returns(
         more = lam * gamma * going[t] * (~cut[t + 1]).float()
         steps[t] = steps[t] + more[:, None] * (steps[t + 1] - next_value[t])
     return torch.stack(steps)
+
+
+def win_rate(episodes: Episodes) -> dict[str, float]:
+    """Share of battles won, of environments that say so in `info["battle_won"]`."""
+    won = episodes.last.get("battle_won")
+    return {} if won is None else {"win_rate": won.float().mean().item()}
+
+
+def team_sizes(env: Any, agent: str) -> tuple[int, int, int]:
+    """A, D and U of a team that observes vectors and has discrete actions.
+
+    Raises:
+        ConfigError: of another environment; `agent` is who needs these.
+    """
+    shape, space = env.single_observation_space.shape or (), env.single_action_space
+    if env.num_agents is None or len(shape) != 2:
+        raise ConfigError(f"env: {agent} needs several agents that observe vectors")
+    if not isinstance(space, gym.spaces.MultiDiscrete) or len(set(space.nvec.tolist())) != 1:
+        raise ConfigError(f"env: {agent} needs the same discrete actions for all, got {space}")
+    return shape[0], shape[1], int(space.nvec[0])
