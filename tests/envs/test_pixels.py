@@ -245,6 +245,7 @@ def test_a_run_goes_on_from_its_state() -> None:
     env, other = (envs.make("pixels/arm", 3, seed=s, background="video", window=40) for s in (7, 8))
     env.reset()
     play(env, actions(env, CHANGE_EVERY + 5))
+    other.reset()  # and has shown something else
     other.load_state_dict(env.state_dict())
     assert torch.equal(env._observe(), other._observe())
     later = actions(env, CHANGE_EVERY, seed=1)

@@ -138,6 +138,7 @@ def test_a_run_goes_on_from_its_state() -> None:
     env, other = make(seed=5, **settings), make(seed=6, **settings)
     env.reset()
     play(env, 7)
+    other.reset()  # and has shown something else
     other.load_state_dict(env.state_dict())
     assert torch.equal(env._observe(), other._observe())
     for a, b in zip(play(env, 5, 1), play(other, 5, 1), strict=True):
