@@ -218,7 +218,10 @@ class Backdrop:
         self._draw(rng, mask)
 
     def advance(self, rng: CounterRNG, elapsed: Tensor) -> None:
-        """Go on by a frame; `elapsed` counts the steps of the episodes with this one, int64 [N]."""
+        """Go on by a frame; `elapsed` counts the steps of the episodes with this one, int64 [N].
+
+        On the CPU it draws numbers only where some backdrop changes: draw others of a step before.
+        """
         if self.kind in ("none", "static"):
             return
         if self.kind == "noise":

@@ -56,7 +56,8 @@ class SuitePixels(MujocoEnv):
         camera: name of the camera; None for the first, as in dm_control (quadruped: 'y').
         camera_jitter: largest shift of the agent by a shaking camera [pixels].
         colour_jitter: largest change of its colours, as a fraction of their brightness.
-        renderer: 'ray' (mujoco_warp), 'egl' or 'osmesa' (OpenGL, one picture after the other).
+        renderer: 'ray' (mujoco_warp), 'egl' or 'osmesa' (OpenGL, one picture after the other, which
+            do not follow `set_params`).
         backend: 'auto', 'batch' (C MuJoCo) or 'warp' (mujoco_warp).
         num_threads: threads of the C engine; 0 takes all processors.
     """
@@ -122,8 +123,8 @@ class SuitePixels(MujocoEnv):
         for _ in range(self.action_repeat - 1):  # no task of the suite here ends early
             more, terminated, info = super()._advance(action)
             reward = reward + more
-        self.backdrop.advance(self.rng, self.elapsed + 1)
         self.jitter.advance(self.rng)
+        self.backdrop.advance(self.rng, self.elapsed + 1)  # last: it does not always draw
         return reward, terminated, info
 
     def _observe(self) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 import envs
 from envs.adapt import to_gymnasium
 from envs.backdrop import CHANGE_EVERY, PLAIN
+from envs.base import BatchedEnv
 from envs.pixels import AGENT_COLOUR, TARGET_COLOUR, Rasteriser
 
 IDS = ["pixels/arm", "pixels/cartpole", "pixels/point"]
@@ -245,6 +246,7 @@ def test_a_run_goes_on_from_its_state() -> None:
     env, other = (envs.make("pixels/arm", 3, seed=s, background="video", window=40) for s in (7, 8))
     env.reset()
     play(env, actions(env, CHANGE_EVERY + 5))
+    other.reset()  # and has shown something else
     other.load_state_dict(env.state_dict())
     assert torch.equal(env._observe(), other._observe())
     later = actions(env, CHANGE_EVERY, seed=1)
@@ -285,6 +287,37 @@ def test_checkers_of_both_libraries_pass_without_a_warning() -> None:
         warnings.simplefilter("error")
         check_env(to_gymnasium(envs.make("pixels/arm", background="ghost"), "rgb_array"))
         sb3_check_env(to_gymnasium(envs.make("pixels/point", background="noise")))
+
+
+@pytest.mark.parametrize(
+    ("id", "background"), [("pixels/arm", "ghost"), ("pixels/cartpole", "noise"), (IDS[2], "none")]
+)
+def test_a_step_never_looks_at_values_away_from_the_cpu(
+    id: str, background: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors on 'meta' have no values: any branch on one, copy to the host or index raises."""
+    monkeypatch.setattr(BatchedEnv, "_synchronise", lambda _: None)  # which outside a step may look
+    env: Any = envs.make(id, 8, device="meta", background=background, window=32)
+    env.reset(seed=0)
+    env._clock[:] = env.max_episode_steps - 2
+    for _ in range(3):
+        obs, *_, info = env.step(torch.empty(8, env.actions, device="meta"))
+        assert obs.device.type == info["distractor"].device.type == "meta"
+    assert env._clock.tolist() == [1] * 8  # the host knew when to begin the next episode
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("id", IDS)
+def test_a_gpu_draws_what_the_cpu_draws(id: str) -> None:
+    one, two = (
+        envs.make(id, 16, device=device, background="ghost", seed=3) for device in ("cpu", "cuda")
+    )
+    one.reset()
+    two.reset()
+    for action in actions(one, 60):
+        a, b = one.step(action), two.step(action.cuda())
+        assert (a[0].int() - b[0].cpu().int()).abs().float().mean() < 0.1
+        torch.testing.assert_close(a[1], b[1].cpu())
 
 
 def test_other_resolutions_show_the_same() -> None:

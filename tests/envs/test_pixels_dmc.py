@@ -95,6 +95,17 @@ def test_nobody_controls_the_distractor() -> None:
     assert a[4]["distractor"].shape == (2, 53)
 
 
+def test_a_row_does_not_see_when_the_backdrop_of_another_changes() -> None:
+    settings: dict[str, Any] = {"background": "ghost", "size": 16, "camera_jitter": 2, "seed": 7}
+    one, two = (make("pixels/dmc/cartpole-swingup", n, **settings) for n in (1, 2))
+    one.reset()
+    two.reset()
+    two.elapsed[1] = CHANGE_EVERY - 3
+    for _ in range(5):
+        a, b = one.step(torch.zeros(1, 1)), two.step(torch.zeros(2, 1))
+        assert torch.equal(a[4]["distractor"], b[4]["distractor"][:1])
+
+
 def test_a_shaking_camera_shifts_the_agent() -> None:
     """The cut-out is the still camera's, moved by what ground truth says; the backdrop stays."""
     env = make(background="noise", camera_jitter=4)
@@ -138,6 +149,7 @@ def test_a_run_goes_on_from_its_state() -> None:
     env, other = make(seed=5, **settings), make(seed=6, **settings)
     env.reset()
     play(env, 7)
+    other.reset()  # and has shown something else
     other.load_state_dict(env.state_dict())
     assert torch.equal(env._observe(), other._observe())
     for a, b in zip(play(env, 5, 1), play(other, 5, 1), strict=True):
