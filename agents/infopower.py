@@ -178,11 +178,8 @@ class InfoPower(Agent):
         if not isinstance(act, gym.spaces.Box) or len(act.shape) != 1:
             raise ConfigError(f"env: InfoPower needs a continuous action [U], got {act}")
         self.low, self.high = (torch.as_tensor(b, device=self.device) for b in (act.low, act.high))
-        self.actions, self.features, recurrent = (
-            len(act.low),
-            c.deter + c.stoch,
-            c.code == "recurrent",
-        )
+        self.actions, self.features = len(act.low), c.deter + c.stoch
+        recurrent = c.code == "recurrent"
         self.world = WorldModel(
             obs.shape, self.actions, c.depth, c.deter, c.stoch, c.units, recurrent,
             c.observation == "reconstruction", c.bfloat16,
@@ -190,10 +187,10 @@ class InfoPower(Agent):
         if c.compile:
             self.world.rssm.advance = torch.compile(self.world.rssm.advance)
         start, code = self.features + c.inverse_steps, self.features if recurrent else c.stoch
-        critic = mi.critics.SeparableCritic(
+        self.critic = mi.critics.SeparableCritic(  # bounded scores: NWJ has their exponentials
             code, self.world.encoder.size, c.units, similarity="cosine", temperature=0.1
         )
-        self.contrast = CONTRAST.get(c.observation, mi.neural.InfoNCE)(critic)
+        self.contrast = CONTRAST.get(c.observation, mi.neural.InfoNCE)(self.critic)
         inverse, self.action_prior = (
             mi.critics.GaussianDecoder(size, self.actions, c.units, min_std=0.05)
             for size in (start + code, start)
@@ -227,10 +224,8 @@ class InfoPower(Agent):
             limits["joint"] = (-c.joint_target, 1.0)
         elif c.constraint == "separate":
             limits["forward"] = (c.forward_target, c.forward_weight)
-            limits["empowerment"] = (
-                -self.actions * (c.empowerment_target or 0),
-                c.empowerment_weight,
-            )
+            least = self.actions * (c.empowerment_target or 0)
+            limits["empowerment"] = (-least, c.empowerment_weight)
             limits["reward"] = (-(c.reward_target or 0), c.reward_weight)
             limits = {name: pair for name, pair in limits.items() if all(pair)}
         # Bounded, so that a target out of reach does not drown everything else.
@@ -331,12 +326,12 @@ class InfoPower(Agent):
         Returns:
             The unrolled sequence; `observation`, `empowerment`, `reward`, `forward` (0-d each),
             with gradients for the representation; negative log-likelihoods of the forward model,
-            of the action prior and of going on (0-d each).
+            of the inverse model, of the action prior and of going on (0-d each).
         """
         seen = self.world.observe(batch, self._noise(*batch["first"].shape, self.config.stoch))
         assert seen.features.shape == (*batch["reward"].shape, self.features)
         follows = ~batch["first"]
-        empowerment, prior_loss = self._empowerment(seen, batch)
+        empowerment, fits = self._empowerment(seen, batch)
         terms = {
             "observation": self._observation_information(seen, batch["obs"]),
             "empowerment": empowerment,
@@ -344,9 +339,8 @@ class InfoPower(Agent):
             # E KL(q(z_t | o_t) || p(z_t | z_{t-1}, a_{t-1})) >= I(i; Z_t | Z_{t-1}, A_{t-1})
             "forward": mi.functional.vib_kl(*seen.posterior, *seen.prior.detach(), mask=follows),
         }
-        fits = {
+        fits |= {
             "forward": mi.functional.vib_kl(*seen.posterior.detach(), *seen.prior, mask=follows),
-            "action_prior": prior_loss,
             "continues": self.world.continue_loss(seen.features, batch["terminated"]),
         }
         return seen, terms, fits
@@ -362,23 +356,25 @@ class InfoPower(Agent):
             return y.new_zeros(())
         if c.observation == "reconstruction":
             return self.world.reconstruction(seen.features, obs)
+        if c.negatives == "batch" or c.observation == "redundancy":
+            x, y = x.flatten(0, 1), y.flatten(0, 1)
         if c.observation == "redundancy":
-            pair = self.contrast.critic.embed(x.flatten(0, 1), y.flatten(0, 1))  # type: ignore[operator]
-            return mi.functional.decorrelation(*pair)
-        return -self.contrast.loss(
-            *((x, y) if c.negatives == "sequence" else (x.flatten(0, 1), y.flatten(0, 1)))
-        )
+            return mi.functional.decorrelation(*self.critic.embed(x, y))
+        return -self.contrast.loss(x, y)
 
-    def _empowerment(self, seen: Unrolled, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """I(A; Z_t | s_{t-k}) of the first of k actions, and the loss of p(a | s_{t-k}), 0-d."""
+    def _empowerment(
+        self, seen: Unrolled, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """I(A; Z_t | s_{t-k}) of the first of k actions, 0-d; losses of q(a|...) and p(a|...)."""
         pairs = earlier(batch["first"], self.config.inverse_steps, self.generator)
-        action = take(batch["action"], pairs.start + 1)
+        action, code = take(batch["action"], pairs.start + 1), self._code(seen.features)
         start = self._start(take(seen.features, pairs.start), pairs.steps)
-        log_prior = self.action_prior(start.detach(), action)
-        nats = self.empowerment.information(
-            start, action, self._code(seen.features), log_prior.detach(), mask=pairs.mask
-        )
-        return nats, -(log_prior * pairs.mask).sum() / pairs.mask.sum().clamp_min(1)
+        log_prior, mask = self.action_prior(start.detach(), action), pairs.mask
+        # The policy's bonus needs the inverse model also where the representation does without.
+        fits = {"inverse": self.empowerment.loss(start.detach(), action, code.detach(), mask=mask)}
+        fits["action_prior"] = -(log_prior * mask).sum() / mask.sum().clamp_min(1)
+        log_prior = log_prior.detach()
+        return self.empowerment.information(start, action, code, log_prior, mask=mask), fits
 
     def _start(self, features: Tensor, steps: Tensor) -> Tensor:
         """What the inverse model knows besides the code: s_{t-k} and k."""

@@ -41,8 +41,8 @@ SCALES: dict[str, dict[str, Any]] = {
               "eval_episodes": 8},
 }  # fmt: skip
 """What differs from the configurations' sizes, for all methods alike."""
-POINTS = 4  # of a curve, besides the one before training
-PROBE_ENVS, PROBE_STEPS = 16, 120  # episodes of random actions: training and test have these each
+POINTS = 3  # of a curve, besides the one before training
+PROBE_ENVS, PROBE_STEPS = 64, 40  # starts of episodes of random actions; a set has so many
 
 
 # ---- learning

@@ -26,7 +26,9 @@ def explained(prediction: Tensor, target: Tensor) -> float:
     return share.mean().item()
 
 
-def linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float = 1.0) -> float:
+def linear_probe(
+    x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, ridge: float = 10.0
+) -> float:
     """R² on test samples of the variables y [E, P], by ridge regression on features x [E, D].
 
     Args:

@@ -271,12 +271,18 @@ def test_every_configuration_trains(name):
     settings = read_yaml(OURS[name])
     settings.pop("agent", None)
     tests = {k: v for k, v in TINY.items() if not (k == "prefill" and name.endswith("random"))}
-    tests |= {"env": "pixels/point", "num_envs": 4, "env_kwargs": {"background": "ghost"}}
+    tests |= {"env": "pixels/point", "env_kwargs": {"background": "ghost"}, "compile": False}
     agent = InfoPower(config=build(InfoPower.Config, [settings], {**tests, "bfloat16": False}))
     rows = []
     agent.learn(callback=lambda agent, row: rows.append(row))
     assert agent.num_timesteps == 120
     assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+def test_paper_scale_is_a_name_of_the_command_line():
+    layers, agent = train._layers("infopower/paper")
+    config = build(AGENTS[agent].Config, layers, {})
+    assert (config.batch_size, config.batch_length, config.observation) == (50, 50, "nwj")
 
 
 def test_wrong_environments_and_settings_are_named():

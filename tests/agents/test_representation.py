@@ -33,7 +33,7 @@ def test_probes_find_what_is_there_and_nothing_else():
     turn = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
     features = torch.cat([state @ turn, torch.randn(600, 4, generator=generator)], 1)
     split = [features[:400], state[:400], features[400:], state[400:]]
-    assert linear_probe(*split) > 0.99
+    assert linear_probe(*split) > 0.98
     assert mlp_probe(*split, steps=300) > 0.9
     assert linear_probe(features[:400], other[:400], features[400:], other[400:]) < 0.1
     assert mlp_probe(features[:400], other[:400], features[400:], other[400:], steps=300) < 0.1
