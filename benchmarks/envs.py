@@ -5,8 +5,8 @@
 Parts: `mujoco` (physics), `families` (of its tasks), `pixels` (images), `gpu` (the same on CUDA),
 `adapters` (other people's environments), `replay` (memory), `particles` and `combat` (multi-agent
 worlds), `distractors` (images before videos); all of them unless some are named. A part is the
-module `envs_<part>` beside this file; one that lacks something here (a GPU, a package that cannot be
-installed) is skipped with the reason.
+module `envs_<part>` beside this file; one that lacks something here (a GPU, a package that cannot
+be installed) is skipped with the reason.
 
 Everything but `gpu` is measured in CPU-seconds of a process and its workers, in rounds that
 alternate between us and the peer; `ratio` is the median over the rounds. Results: `speed.csv` (rows

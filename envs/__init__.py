@@ -22,9 +22,9 @@ from envs.families import AntDir, HalfCheetahDir, HalfCheetahVel, HopperParam, W
 from envs.foreign import from_envpool, from_gymnasium, from_pettingzoo
 from envs.locomotion import Ant, HalfCheetah, Hopper, Walker2d
 from envs.mujoco import factory
+from envs.pixels_dmc import SuitePixels
 from envs.point import PointRobot
 from envs.smac import from_smac
-from envs.pixels_dmc import SuitePixels
 from envs.tabletop import make_tabletop
 from envs.units import MAPS, RANDOM, SMAX_MAPS
 
