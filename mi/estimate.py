@@ -126,9 +126,10 @@ def estimate_mi(
     many. A real against a discrete variable: Ross in up to 4 dimensions, a cross-fitted classifier
     beyond. Reals with ties: the mixed nearest-neighbour estimate. Other reals: Student's t copula,
     checked by nearest neighbours on the data and on samples of that copula: where the two differ
-    by more than chance, the difference, in which most of the neighbours' bias cancels, is added. In
-    more than 3 dimensions a network then learns what the copula misses, cross-fitted; if held-out
-    samples confirm it and its value is the higher one (both err downwards), that is the answer.
+    by more than chance, the difference, in which most of the neighbours' bias cancels, is added.
+    There, in more than 3 dimensions, and always in more than 10, a network then learns what the
+    copula misses, cross-fitted; if held-out samples confirm it (a quarter of them first) and its
+    value, a lower bound, is the higher one (both err downwards), that is the answer.
 
     Args:
         x: [N] or [N, d]; integers (or booleans) are discrete, floats are real.
