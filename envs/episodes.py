@@ -206,6 +206,7 @@ def write_minari(
     """
     from minari.dataset.minari_storage import MinariStorage
 
+    path = path.absolute()  # Minari cannot measure the size of a relative one
     path.mkdir(parents=True)
     storage = MinariStorage.new(path, *spaces, env_spec=env_spec)
     # Minari's own writer makes every array growable, which takes 4 times the space and the time.

@@ -17,7 +17,7 @@ from agents.core.behaviour import TaskSAC, Trained
 from agents.core.checkpoint import load_checkpoint
 from agents.core.config import ConfigError
 from agents.core.generate import DataConfig, Generator, generate
-from envs.data import TaskData, load
+from envs.data import TaskData, load, save
 from envs.tasks import TaskFamily
 
 SMALL: dict[str, Any] = {
@@ -183,6 +183,37 @@ def test_single_tasks_of_hopper_param(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not torch.allclose(
         behaviours.act(obs, task, 1 - ids, stage, still, torch.Generator())[:2], together[:2]
     )
+
+
+class Limp:
+    """A behaviour that does nothing."""
+
+    checkpoints = 1
+
+    def act(
+        self, obs: torch.Tensor, task: Any, task_id: Any, checkpoint: Any, noise: Any,
+        generator: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        return torch.zeros(len(obs), 6)
+
+
+def test_an_episode_ends_where_the_walker_falls(tmp_path: Path) -> None:
+    generator = Generator("walker-param", DataConfig(**SMALL, tasks=3, out=str(tmp_path)))
+    task = torch.full((4,), 2)
+    data = generator.rollout(Limp(), task, task, 0 * task, 0 * task + module.SAMPLE, 0)
+    data.tier = "medium"
+    assert (data.lengths < 200).all()  # who does nothing falls within 3.2 s
+    last = (data.lengths - 1)[..., None]
+    assert data.terminations.gather(2, last).all() and data.terminations.sum() == 4
+    assert (data.states[..., 1].gather(2, last + 1) <= 0.5).all()
+    assert (data.states[..., 1].gather(2, last) > 0.5).all()
+    assert (data.rewards * ~data.mask == 0).all()
+    assert (data.velocity * ~data.mask[..., None] == 0).all()
+    save(data, tmp_path)
+    read = load(tmp_path, "medium")
+    assert read.task_ids.tolist() == [2]
+    assert torch.equal(read.lengths, data.lengths)
+    assert torch.equal(read.rewards, data.rewards[:, :, : read.horizon])
 
 
 def test_one_sac_learns_all_goals_of_point_robot() -> None:

@@ -145,6 +145,13 @@ def test_round_trip_through_minari_and_the_cache(tmp_path: Path) -> None:
         load(tmp_path, "medium")
 
 
+def test_a_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(example(), "data")
+    same(load("data/corro/point-robot"), example())
+    same(load("data"), example())
+
+
 def test_minari_itself_reads_it_and_recovers_the_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
