@@ -68,13 +68,14 @@ class SMAXCombat(Combat):
     ) -> None:
         rosters = SMAX_MAPS[map]
         self.sparse, self.random_teams = reward == "sparse", isinstance(rosters, int)
-        drawn = rosters if isinstance(rosters, int) else 0
-        teams = (["marine"] * drawn,) * 2 if isinstance(rosters, int) else rosters
-        agents, enemies = len(teams[0]), len(teams[1])
+        if isinstance(rosters, int):
+            rosters = ["marine"] * rosters, ["marine"] * rosters  # until they are drawn
+
+        agents, enemies = len(rosters[0]), len(rosters[1])
         size = OTHER * (agents + enemies - 1) + OWN
         actions = FIRST_ATTACK + enemies, FIRST_ATTACK + agents
         super().__init__(
-            num_envs, device, seed, teams, LIMIT, (size, size), actions,
+            num_envs, device, seed, rosters, LIMIT, (size, size), actions,
             opponent or "heuristic", compile,
         )  # fmt: skip
 
