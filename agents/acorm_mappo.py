@@ -174,7 +174,8 @@ class Memories:
         """
         for name, value in self.values.items():
             if name not in state or state[name].shape != value.shape:
-                raise ValueError(f"memory of the replay {name!r}: expected {tuple(value.shape)}")
+                # Named as a replay's, which `Agent.load_state_dict` lets go with its environments.
+                raise ValueError(f"replay's memory {name!r}: expected {tuple(value.shape)}")
         self.values = {name: state[name].to(v.device) for name, v in self.values.items()}
 
 

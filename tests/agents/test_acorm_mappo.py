@@ -46,6 +46,14 @@ def test_save_load_continues_bit_for_bit(tmp_path, settings):
     assert_same(whole.state_dict(), resumed.state_dict())
 
 
+def test_moves_to_another_number_of_environments(tmp_path):
+    agent = make().learn()
+    agent.save(tmp_path / "a.ckpt")
+    loaded = agents.load(tmp_path / "a.ckpt", env=Team(2), num_envs=2)
+    assert torch.equal(agent.actor[0].weight, loaded.actor[0].weight)
+    assert loaded.learn(total_timesteps=280).num_timesteps >= 280
+
+
 def test_evaluating_and_predicting_do_not_change_training():
     plain, disturbed = make().learn(), make()
 
