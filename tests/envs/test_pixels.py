@@ -182,6 +182,24 @@ def test_a_controller_swings_the_pole_up() -> None:
     assert reward.min() > 600, reward
 
 
+@pytest.mark.parametrize("id", ["pixels/arm", "pixels/point"])
+def test_a_controller_reaches_the_target(id: str) -> None:
+    """Straight towards it (the arm by the transpose of its Jacobian); doing nothing is no way."""
+    env, idle = (envs.make(id, num_envs=16, sparse=True, seed=1) for _ in range(2))
+    env.reset()
+    idle.reset()
+    for step in range(100):
+        error = env.target - env.capsules()[:, -1, 2:4].float()
+        if id == "pixels/arm":
+            first, second = (env.link * env.pose(env.state).float()).split(2, 1)
+            turned = [torch.stack((-v[:, 1], v[:, 0]), 1) for v in (first + second, second)]
+            error = torch.stack([(t * error).sum(1) for t in turned], 1) * 3
+        rewards = env.step(5 * error)[1], idle.step(0 * error)[1]
+        assert step > 0 or rewards[0].mean() < 3
+    assert rewards[0].mean() > 3.5  # of 4
+    assert rewards[1].mean() < 1
+
+
 # ---- videos and windows
 
 

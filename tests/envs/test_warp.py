@@ -355,7 +355,11 @@ def test_depth_and_segmentation(model: mujoco.MjModel) -> None:
     nothing = (what[1] == -1).all(0)
     assert nothing.any()
     assert (depth[1, 0][nothing] == 0).all()
-    with pytest.raises(ValueError, match=r"kind='deep'.*'rgb', 'depth', 'segmentation'"):
+    rgba = sim.render("front", (48, 64), "rgba")
+    assert torch.equal(rgba[:, 3] == 0, (what == -1).all(1))
+    assert set(rgba[:, 3].unique().tolist()) == {0, 255}
+    assert torch.equal(rgba[:, :3], sim.render("front", (48, 64)))
+    with pytest.raises(ValueError, match=r"kind='deep'.*'rgb', 'rgba', 'depth', 'segmentation'"):
         sim.render("front", (48, 64), "deep")  # type: ignore[arg-type]
 
 
