@@ -314,3 +314,17 @@ def test_compiled_cell_trains_like_the_plain_one():
         agent.learn()
     for x, y in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
         assert torch.allclose(x, y, atol=1e-2)
+
+
+@pytest.mark.full
+def test_learns_to_push_the_square_to_the_middle():
+    """From pixels alone; a random policy's return is about 4.5, that of the best one below 19."""
+    agent = InfoPower(
+        Square(16), num_envs=16, depth=8, deter=32, stoch=8, units=64, batch_size=16,
+        batch_length=8, horizon=6, imagination_starts=64, prefill=1600, replay_capacity=8000,
+        collect_steps=5, gradient_steps=5, model_lr=2e-3, policy_lr=1e-3, value_lr=1e-3, gamma=0.9,
+        observation_weight=1.0, empowerment_steps=6000,
+    )  # fmt: skip
+    before = agent.evaluate(Square(64), 64)["return_mean"]
+    agent.learn(total_timesteps=6400)
+    assert agent.evaluate(Square(64), 64)["return_mean"] > before + 6
