@@ -3,9 +3,9 @@
     python benchmarks/envs.py [part ...] [rounds=7]
 
 Parts: `mujoco` (physics), `pixels` (images), `gpu` (the same on CUDA), `adapters` (other people's
-environments), `replay` (memory), `particles` (multi-agent worlds); all of them unless some are
-named. A part is the module `envs_<part>` beside this file; one that lacks something here (a GPU, a
-package that cannot be installed) is skipped with the reason.
+environments), `replay` (memory), `particles` and `combat` (multi-agent worlds); all of them unless
+some are named. A part is the module `envs_<part>` beside this file; one that lacks something here
+(a GPU, a package that cannot be installed) is skipped with the reason.
 
 Everything but `gpu` is measured in CPU-seconds of a process and its workers, in rounds that
 alternate between us and the peer; `ratio` is the median over the rounds. Results: `speed.csv` (rows
@@ -31,7 +31,7 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p).resolve() != H
 from common import Skipped, note, write_csv  # noqa: E402
 
 RESULTS = HERE / "results" / "envs"
-PARTS = ("mujoco", "pixels", "gpu", "adapters", "replay", "particles")
+PARTS = ("mujoco", "pixels", "gpu", "adapters", "replay", "particles", "combat")
 
 
 def measure(parts: list[str], rounds: int) -> None:

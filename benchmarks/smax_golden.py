@@ -2,7 +2,7 @@
 
     python benchmarks/smax_golden.py        writes tests/envs/golden/smax_<map>.npz
 
-JaxMARL runs in an environment of its own, `.venv-jaxmarl`. Each file holds, for 24 states: the state
+JaxMARL runs in an environment of its own, `.venv-jaxmarl`. Each file holds, for 24 states: these
 (positions, health, types, cooldowns, last actions), actions of all units, what SMAX makes of them
 (the next state, rewards of both sides, observations of all units, world state, available actions),
 and what its heuristic does with both sides in the first state.
@@ -63,7 +63,8 @@ def main(name, path):
             memory = get_heuristic_policy_initial_state()
             act, _ = policies[int(j >= allies)](key, memory, before[agent])
             heuristic.append(int(act))
-        action = np.where(rng.random(units) < 0.4, rng.integers(0, 5, units), rng.integers(5, limit))
+        idle = rng.random(units) < 0.4
+        action = np.where(idle, rng.integers(0, 5, units), rng.integers(5, limit))
         joint = {a: jnp.asarray(action[j]) for j, a in enumerate(env.agents)}
         obs, after, reward, done, _ = env.step_env(key, state, joint)
         rows.append({

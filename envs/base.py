@@ -83,18 +83,19 @@ class CounterRNG:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform float32 draws in [low, high), [N, *shape]."""
         count = int(np.prod(shape, dtype=int))
-        draw = torch.arange(self._draws, self._draws + count, device=self.episode.device) + 1
+        unit = uniform(self.keys(), self._draws, count)
         self._draws += count
+        return (low + (high - low) * unit).view(-1, *shape)
+
+    def keys(self) -> Tensor:
+        """Of `uniform`'s draws now, int64 [N], for code that draws by itself and is compiled."""
         if self._stream is None or self._stream[0] != self.seed:
             seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
             self._stream = self.seed, _mix(_mix(seed) + self._env * _GOLDEN)
         if self._key is None:
             self._key = _mix(self._stream[1] + self.episode * _GOLDEN)
         # 2^32 draws lie between two steps
-        key = self._key + ((self.elapsed + self._ahead) << 32) * _GOLDEN
-        bits = (_mix(key[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
-        unit = bits.to(torch.float32) / 2**24
-        return (low + (high - low) * unit).view(-1, *shape)
+        return self._key + ((self.elapsed + self._ahead) << 32) * _GOLDEN
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 draws (Box-Muller), [N, *shape]."""
@@ -109,6 +110,13 @@ class CounterRNG:
         """Continue exactly where `state_dict` was taken."""
         self.seed, self._key = state["seed"], None
         self.episode.copy_(state["episode"])
+
+
+def uniform(keys: Tensor, first: int, count: int) -> Tensor:
+    """Uniform float32 draws number `first`, `first` + 1, … in [0, 1) of some keys, [N, count]."""
+    draw = torch.arange(first, first + count, device=keys.device) + 1
+    bits = (_mix(keys[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
+    return bits.to(torch.float32) / 2**24
 
 
 class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):

@@ -1,8 +1,8 @@
 """Combat: small battles with the rosters of SMAC, all environments in one tensor.
 
-Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data with
-SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of JaxMARL's
-SMAX, step for step. Results on `combat` are not SMAC results.
+Pure torch on any device, two sets of rules: `sc2` (`envs.combat_sc2`), StarCraft II's unit data
+with SMAC's actions, observations, states and rewards; and `smax` (`envs.combat_smax`), those of
+JaxMARL's SMAX, step for step. Results on `combat` are not SMAC results.
 
 Shape letters: N environments, A agents (the allies), E enemies, V = A + E units (allies first),
 D observation features, U actions, S state features.
@@ -21,8 +21,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from envs.base import BatchedEnv
+from envs.base import BatchedEnv, uniform
 from envs.units import MAPS, RANDOM, SMAX_MAPS, Unit
 
 SCRIPTS = ("closest", "weakest", "attack-move", "heuristic")
@@ -31,6 +32,10 @@ SUBSTEPS, DT = 8, 1 / 16
 FIELD = 32.0
 """Width and height of the field [m]."""
 
+SEEN = ("obs", "state", "avail_actions", "alive")
+"""What agents see, in the order of `Combat._see`."""
+Scripts = tuple[str | None, str | None]
+"""Of allies and of enemies, None where actions are given."""
 Policy = Callable[[Tensor, dict[str, Tensor]], Tensor]
 """From observations [N, E, D] and `context` of the enemies to their actions int64 [N, E]."""
 
@@ -71,7 +76,8 @@ class Record(NamedTuple):
 class Combat(BatchedEnv):
     """What both sets of rules share; see `make_combat` for the arguments.
 
-    An action that is not available becomes `stop`, or nothing where the unit is dead.
+    An action that is not available does no harm: by `sc2` it becomes `stop`, or nothing where the
+    unit is dead; by `smax` it has no effect.
 
     `info["battle_won"]` (bool [N]) says whether the step won the battle; `context()` has `state`,
     `avail_actions` and `alive`.
@@ -79,9 +85,8 @@ class Combat(BatchedEnv):
 
     units: ClassVar[dict[str, Unit]]
     """The unit data."""
-    stop: ClassVar[int]
-    """The action of standing still."""
     battle: Battle
+    num_agents: int
 
     def __init__(
         self,
@@ -111,12 +116,14 @@ class Combat(BatchedEnv):
         self._other = (self._index[:, None] != self._index).float()
         self._constants()
         self.battle = self._blank()
-        self._transition, self._look_at = self._step, self._see
+        self._transition, self._look_at = self._play, self._see
         if compile:
-            self._transition = torch.compile(self._step, fullgraph=True, dynamic=False)
+            self._transition = torch.compile(self._play, fullgraph=True, dynamic=False)
             self._look_at = torch.compile(self._see, fullgraph=True, dynamic=False)
         # What the last step has seen, each part handed out once: a receiver may write to it.
         self._seen: dict[str, Tensor] = {}
+        # The same, within a step: what rows that do not begin an episode go on seeing.
+        self._last: tuple[Tensor, ...] | None = None
 
     # ---- what a set of rules writes
 
@@ -129,13 +136,13 @@ class Combat(BatchedEnv):
         raise NotImplementedError
 
     def _step(
-        self, battle: Battle, action: Tensor, draws: Tensor, scripts: tuple[str | None, str | None]
+        self, battle: Battle, action: Tensor, draws: Tensor, scripts: Scripts
     ) -> tuple[Battle, Tensor, Tensor, Tensor]:
         """The next battles, reward, terminated and won [N]; a pure function.
 
         Args:
             battle: the state.
-            action: int64 [V, N], what units without a script do.
+            action: int64 [N, V], what units without a script are told.
             draws: uniform draws in [0, 1) [`step_draws`, N].
             scripts: of allies and of enemies, None where `action` counts.
         """
@@ -165,59 +172,78 @@ class Combat(BatchedEnv):
         whole = [torch.zeros(shape, dtype=torch.int64, device=self.device) for _ in range(3)]
         if not self.random_teams:
             whole[2] = self._kind
-        return Battle(position, *real, goal, *whole)
+        health, shield, cooldown, energy, quiet = real
+        target, action, kind = whole
+        return Battle(position, health, shield, cooldown, energy, quiet, goal, target, action, kind)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """See `BatchedEnv`."""
+        returned = super().step(actions)
+        self._last = None
+        return returned
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
-        draws = self.rng.uniform(self.start_draws).t()
-        fresh = self._start(draws)
+        fresh = self._start(self.rng.uniform(self.start_draws).t().contiguous())
         merged = [
             new if old is self._kind else torch.where(mask, new, old)
             for new, old in zip(fresh, self.battle, strict=True)
         ]
-        self.battle = Battle(*merged)
-        self._seen = {}
+        self.battle, self._seen = Battle(*merged), {}
+        if self._last is None or self.device.type != "cpu":
+            return
+        rows = mask.nonzero()[:, 0]
+        if 4 * len(rows) < self.num_envs:  # only they see anything else than before
+            part = Battle(*(x if x is self._kind else x[..., rows] for x in self.battle))
+            seen = [
+                old.index_copy(0, rows, new)
+                for old, new in zip(self._last, self._see(part, 0), strict=True)
+            ]
+            self._seen = dict(zip(SEEN, seen, strict=True))
 
     @torch.no_grad()
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        allies = self._permit(action, self._peek("avail_actions"))
-        if isinstance(self.opponent, str):
-            enemies = torch.zeros_like(self.battle.action[self.num_agents :])
-            return self._play(torch.cat([allies, enemies]), (None, self.opponent))
-        obs, context = self.observe(side=1)
-        action = torch.as_tensor(self.opponent(obs, context), device=self.device)
-        enemies = self._permit(action, context["avail_actions"])
-        return self._play(torch.cat([allies, enemies]), (None, None))
-
-    def _permit(self, action: Tensor, available: Tensor) -> Tensor:
-        """Actions [units, N] of [N, units]; what is not available becomes `stop` or nothing."""
-        allowed = available.gather(2, action[..., None])[..., 0]
-        return torch.where(allowed, action, available[..., self.stop].long() * self.stop).t()
-
-    def _play(
-        self, action: Tensor, scripts: tuple[str | None, str | None]
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        draws = self.rng.uniform(self.step_draws).t()
-        self.battle, reward, terminated, won = self._transition(
-            self.battle, action, draws, scripts
-        )
-        self._seen = {}
+        scripts = None, self.opponent if isinstance(self.opponent, str) else None
+        if not isinstance(self.opponent, str):
+            enemies = torch.as_tensor(self.opponent(*self.observe(side=1)), device=self.device)
+            action = torch.cat([action, enemies.to(action.dtype)], 1)
+        reward, terminated, won = self._proceed(action, scripts)
         return reward, terminated, {"battle_won": won}
 
-    def _peek(self, name: str) -> Tensor:
-        """A part of what agents see now, not to be written to."""
+    def _proceed(self, action: Tensor, scripts: Scripts) -> tuple[Tensor, Tensor, Tensor]:
+        battle, reward, terminated, won, self._last = self._transition(
+            self.battle, action, self.rng.keys(), scripts
+        )
+        self.battle = battle if self.random_teams else battle._replace(kind=self._kind)
+        self._seen = dict(zip(SEEN, self._last, strict=True))
+        return reward, terminated, won
+
+    def _play(
+        self, battle: Battle, action: Tensor, keys: Tensor, scripts: Scripts
+    ) -> tuple[Battle, Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """A step and what the allies then see."""
+        # Contiguous: whatever is computed from them keeps their order in memory.
+        action = pad(action, (0, self.num_units - action.shape[1])).t().contiguous()
+        draws = uniform(keys, 0, self.step_draws).t().contiguous()
+        battle, reward, terminated, won = self._step(battle, action, draws, scripts)
+        return battle, reward, terminated, won, self._see(battle, 0)
+
+    def _take(self, name: str) -> Tensor:
+        """A part of what the allies see now, for somebody who may write to it."""
         if name not in self._seen:
-            names = ("obs", "state", "avail_actions", "alive")
-            self._seen = dict(zip(names, self._look_at(self.battle, 0), strict=True))
-        return self._seen[name]
+            self._seen = dict(zip(SEEN, self._look_at(self.battle, 0), strict=True))
+        return self._seen.pop(name)
 
+    @torch.no_grad()
     def _observe(self) -> Tensor:
-        return self._peek("obs").clone()
+        return self._take("obs")
 
+    @torch.no_grad()
     def context(self) -> dict[str, Tensor]:
         """`state` [N, S], `avail_actions` bool [N, A, U] and `alive` bool [N, A]."""
-        return {name: self._peek(name).clone() for name in ("state", "avail_actions", "alive")}
+        return {name: self._take(name) for name in SEEN[1:]}
 
+    @torch.no_grad()
     def observe(self, side: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Observations and context of the allies (0) or, as if they were agents, the enemies (1).
 
@@ -278,7 +304,9 @@ class Combat(BatchedEnv):
         acts = ((battle.target >= 0) & (battle.cooldown > 0)).t()[..., None, None]
         friend = (self._ally == self._ally[aim, 0])[..., None]  # [V, N, 1]
         yellow, green = torch.tensor([[225.0, 170, 0], [0, 170, 90]], device=device)
-        image = _paint(image, line & acts & alive, torch.where(friend, green, yellow).transpose(0, 1))
+        image = _paint(
+            image, line & acts & alive, torch.where(friend, green, yellow).transpose(0, 1)
+        )
         return image.to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
     def _shape(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,7 +320,9 @@ class Combat(BatchedEnv):
         """Of the units' discs, [N, V, 3]."""
         team = torch.tensor([[60.0, 110, 225], [220, 70, 60]], device=self.device)
         shade = 1 - 0.22 * self.battle.kind.t()[..., None]
-        return (team[(~self._ally[:, 0]).long()] * shade.clamp_min(0.3)).expand(self.num_envs, -1, -1)
+        return (team[(~self._ally[:, 0]).long()] * shade.clamp_min(0.3)).expand(
+            self.num_envs, -1, -1
+        )
 
     def _open(self, position: Tensor) -> Tensor:
         """Whether the ground is free at [2, ...]."""
@@ -317,18 +347,19 @@ class Combat(BatchedEnv):
         saved = self.state_dict()
         self.reset(seed=seed)
         record = Record(*torch.zeros(3, self.num_envs, device=self.device))
-        idle = torch.zeros_like(self.battle.action)
+        idle = torch.zeros_like(self.battle.action).t()
         running = torch.ones_like(self._everyone)
         while bool(running.any()):
             self.rng.advance()
-            reward, over, info = self._play(idle, (script, self.opponent))
+            reward, over, won = self._proceed(idle, (script, self.opponent))
             self.elapsed += 1
             record = Record(
-                record.won + (info["battle_won"] & running),
+                record.won + (won & running),
                 record.length + running,
                 record.returned + reward * running,
             )
             running &= ~over & (self.elapsed < self.max_episode_steps)
+        self._last = None
         self.load_state_dict(saved)
         return record
 
@@ -458,7 +489,7 @@ def make_combat(
     if rules == "sc2":
         one_of("map", map, (*MAPS, *RANDOM))
         return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
-    one_of("map", map, SMAX_MAPS)
+    one_of("map", map, tuple(SMAX_MAPS))
     if jitter:
         raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
     return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)

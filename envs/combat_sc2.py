@@ -18,11 +18,12 @@ from envs.combat import (
     Battle,
     Combat,
     Policy,
+    Scripts,
     norm,
     scattered_starts,
     separate,
 )
-from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Map, Point
+from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Point
 
 SIGHT, SHOOT = 9.0, 6.0
 """SMAC: what agents see and may attack, for all types of unit, between centres [m]."""
@@ -36,6 +37,7 @@ SHIELD_RATE, SHIELD_DELAY = 2.0, 10.0
 """[hit points / s], [s]"""
 MOVES = torch.tensor([[0, 0, 0, 0, 1, -1], [0, 0, 1, -1, 0, 0]], dtype=torch.float32)
 """Directions of SMAC's actions 0 .. 5: nothing (dead), stop, north, south, east, west."""
+STOP = 1
 STRIDE = 2.0
 """How far a move would go, and twice how far ahead the ground must be free [m]."""
 FAR = 1e9
@@ -85,7 +87,7 @@ class Pairs(NamedTuple):
 class SC2Combat(Combat):
     """See `envs.combat.make_combat`."""
 
-    units, stop = SC2, 1
+    units = SC2
 
     def __init__(
         self,
@@ -102,14 +104,14 @@ class SC2Combat(Combat):
         race, battlefield = RANDOM[map] if self.random_teams else ("", MAPS[map])
         self.map, self.race = battlefield, race
         sides = battlefield.allies, battlefield.enemies
-        teams = tuple([name for name, n in side.items() for _ in range(n)] for side in sides)
+        teams = _roster(sides[0]), _roster(sides[1])
         self.types = [list(TEAMS[race]) if race else list(side) for side in sides]
         self.names = list(dict.fromkeys(self.types[0] + self.types[1]))
         # SMAC has type bits only where there is a choice, and shields only where there are any.
         self._bits = [types if len(types) > 1 else [] for types in self.types]
         self._shields = [any(name in PROTOSS for name in types) for types in self.types]
         counts = len(teams[0]), len(teams[1])
-        sizes = self._features(0, counts), self._features(1, counts[::-1])
+        sizes = self._features(0, counts), self._features(1, (counts[1], counts[0]))
         actions = 6 + counts[1], 6 + counts[0]
         super().__init__(
             num_envs, device, seed, teams, battlefield.limit, sizes, actions,
@@ -136,12 +138,16 @@ class SC2Combat(Combat):
         kinds = [[names.index(name)] for team in self.teams for name in team]
         self._kind = torch.tensor(kinds, device=device)
         bits = [[names.index(name) for name in side] for side in self._bits]
-        self._bit = [torch.tensor(side, dtype=torch.int64, device=device)[:, None, None] for side in bits]
+        self._bit = [
+            torch.tensor(side, dtype=torch.int64, device=device)[:, None, None] for side in bits
+        ]
         self._moves = MOVES.to(device)
         agents, enemies, total = self.num_agents, self.num_enemies, self.num_units
         self._sides = slice(0, agents), slice(agents, total)
         self._rest = [
-            torch.tensor([i * n + j for i in range(n) for j in range(n) if j != i]).long().to(device)
+            torch.tensor([i * n + j for i in range(n) for j in range(n) if j != i])
+            .long()
+            .to(device)
             for n in (agents, enemies)
         ]
         self.step_draws = total
@@ -153,9 +159,10 @@ class SC2Combat(Combat):
                 (self.map.enemies, self.map.enemy_start, -1),
             )
         ]
-        self._grid = torch.tensor(grids[0] + grids[1], device=device).t()[..., None]
+        self._grid = torch.tensor(grids[0] + grids[1], device=device).t().contiguous()[..., None]
         goals = [self.map.enemy_start[-1]] * agents + [self.map.enemy_goal] * enemies
-        self._goal = torch.tensor(goals, dtype=torch.float32, device=device).t()[..., None]
+        goal = torch.tensor(goals, dtype=torch.float32, device=device)
+        self._goal = goal.t().contiguous()[..., None]
         if self.random_teams:
             weights = torch.tensor(list(TEAMS[self.race].values()), device=device)
             self._cumulated = weights.cumsum(0)[:-1]
@@ -169,7 +176,11 @@ class SC2Combat(Combat):
 
     def _pairs(self, s: Stats) -> Pairs:
         """What units can do to each other."""
-        each = s.damage[:, None] + s.bonus_light[:, None] * s.light + s.bonus_armored[:, None] * s.armored
+        each = (
+            s.damage[:, None]
+            + s.bonus_light[:, None] * s.light
+            + s.bonus_armored[:, None] * s.armored
+        )
         attack = self._foe & ~s.heals[:, None] & (s.shoots_up[:, None] | ~s.flies)
         heal = ~self._foe & s.heals[:, None] & ~s.heals
         plane = s.flies + 2 * s.climbs
@@ -209,9 +220,9 @@ class SC2Combat(Combat):
         )
 
     def _draw_teams(self, draws: Tensor) -> Tensor:
-        """Types [V, N] by SMACv2's weights: enemies have the allies' types, and more if they are more.
+        """Types [V, N] by SMACv2's weights: enemies have the allies', those who are more their own.
 
-        A team of nothing but the last type would be no fight: its first unit becomes the first type.
+        A team of nothing but the last type would not fight: its first unit becomes the first type.
         """
         kind = (draws >= self._cumulated[:, None, None]).sum(0)
         agents, enemies = self.num_agents, self.num_enemies
@@ -223,15 +234,15 @@ class SC2Combat(Combat):
     # ---- one step
 
     def _step(
-        self, battle: Battle, action: Tensor, draws: Tensor, scripts: tuple[str | None, str | None]
+        self, battle: Battle, action: Tensor, draws: Tensor, scripts: Scripts
     ) -> tuple[Battle, Tensor, Tensor, Tensor]:
         if self.random_teams:
             stats = self._stats(battle.kind)
             pairs = self._pairs(stats)
         else:
             pairs, stats = self._fixed
-        before = battle
-        heading = self._moves[:, action.clamp_max(5)]
+        before, action = battle, self._permit(battle, stats, action, scripts)
+        heading = self._moves[:, torch.where(action < 6, action, STOP)]
         battle = battle._replace(target=self._aims(action, stats, battle.target, scripts))
         noise = (3 * draws - 1) * DT  # of the next cooldown: no weapon fires twice in a step
         for tick in range(SUBSTEPS):
@@ -242,18 +253,26 @@ class SC2Combat(Combat):
         won = allies & ~enemies
         return battle, self._reward(before, battle, stats, won, ~allies), ~(allies & enemies), won
 
-    def _aims(
-        self, action: Tensor, s: Stats, target: Tensor, scripts: tuple[str | None, str | None]
-    ) -> Tensor:
+    def _permit(self, battle: Battle, s: Stats, action: Tensor, scripts: Scripts) -> Tensor:
+        """What is not available becomes `stop`, or nothing where the unit is dead."""
+        permitted = []
+        for side, rows in enumerate(self._sides):
+            told = action[rows]
+            if scripts[side] is None:
+                mask = self._available(battle, s, side).permute(1, 2, 0)
+                allowed = mask.gather(1, told[:, None])[:, 0]
+                told = torch.where(allowed, told, (battle.health[rows] > 0) * STOP)
+            permitted.append(told)
+        return torch.cat(permitted)
+
+    def _aims(self, action: Tensor, s: Stats, target: Tensor, scripts: Scripts) -> Tensor:
         """Targets [V, N] that actions give; units with a script keep theirs."""
         agents = self.num_agents
         foes = torch.where(self._ally, agents, 0)
         friends = torch.where(self._ally, 0, agents)
         chosen = action - 6 + torch.where(s.heals, friends, foes)
         chosen = torch.where(action >= 6, chosen, -1)
-        return self._by_side(*[
-            target if script else chosen for script in scripts
-        ])
+        return self._by_side(*[target if script else chosen for script in scripts])
 
     def _by_side(self, allies: Tensor, enemies: Tensor) -> Tensor:
         """Rows of `allies` for the allies and rows of `enemies` for the enemies."""
@@ -266,7 +285,7 @@ class SC2Combat(Combat):
         pairs: Pairs,
         heading: Tensor,
         noise: Tensor,
-        scripts: tuple[str | None, str | None],
+        scripts: Scripts,
         first: bool,
     ) -> Battle:
         """1/16 s later. Everybody acts upon what was at its beginning."""
@@ -301,7 +320,9 @@ class SC2Combat(Combat):
         quiet = torch.where(hurt, SHIELD_DELAY, (battle.quiet - DT).clamp_min(0))
         if self._any.shield:
             charging = alive & (quiet <= 0)
-            shield = torch.where(charging, torch.minimum(shield + SHIELD_RATE * DT, s.shield), shield)
+            shield = torch.where(
+                charging, torch.minimum(shield + SHIELD_RATE * DT, s.shield), shield
+            )
         if self._any.regeneration:
             grown = torch.minimum(health + s.regeneration * DT, s.health)
             health = torch.where(alive, grown, health)
@@ -318,18 +339,18 @@ class SC2Combat(Combat):
         can: Tensor,
         distance: Tensor,
         edge: Tensor,
-        scripts: tuple[str | None, str | None],
+        scripts: Scripts,
         first: bool,
     ) -> Tensor:
         """Targets [V, N]: those kept while they can be attacked, and what scripts choose."""
         aimed = (battle.target[:, None] == self._index) & can
         kept = torch.where(aimed.any(1), battle.target, -1)
-        chosen = {
+        chosen: dict[str | None, Tensor] = {
             script: self._choose(script, battle, s, can, distance, edge, aimed, kept)
             for script in set(scripts)
             if script and (first or script == "attack-move")
         }
-        return self._by_side(*(kept if x not in chosen else chosen[x] for x in scripts))  # type: ignore[index]
+        return self._by_side(*(chosen.get(script, kept) for script in scripts))
 
     def _choose(
         self,
@@ -365,7 +386,13 @@ class SC2Combat(Combat):
         return found if keep is None else torch.where(keep, kept, found)
 
     def _splash(
-        self, hits: Tensor, fires: Tensor, position: Tensor, to_target: Tensor, distance: Tensor, s: Stats
+        self,
+        hits: Tensor,
+        fires: Tensor,
+        position: Tensor,
+        to_target: Tensor,
+        distance: Tensor,
+        s: Stats,
     ) -> Tensor:
         """Whom attacks hit [V, V, N] besides their target."""
         ground = self._foe & ~s.flies
@@ -456,9 +483,7 @@ class SC2Combat(Combat):
 
     # ---- reward and observations
 
-    def _reward(
-        self, before: Battle, after: Battle, s: Stats, won: Tensor, lost: Tensor
-    ) -> Tensor:
+    def _reward(self, before: Battle, after: Battle, s: Stats, won: Tensor, lost: Tensor) -> Tensor:
         """SMAC's: damage to enemies, 10 for each that died, 200 for the battle, scaled to 20."""
         if self.sparse:
             return won.float() - (lost & ~won).float()
@@ -480,7 +505,7 @@ class SC2Combat(Combat):
         seen = alive[own, None] & alive & (distance < sight)
         where = torch.stack([distance, *apart]) / sight  # [3, own, V, N]
         looks = [self._looks(battle, s, 0), self._looks(battle, s, 1)]
-        n = self.num_envs
+        n = position.shape[2]
 
         def block(columns: slice, first: Tensor, look: Tensor) -> Tensor:
             rows = where.shape[1], look.shape[1]
@@ -490,7 +515,7 @@ class SC2Combat(Combat):
 
         enemies = block(foe, self._attackable(available).float(), looks[1 - side])
         friends = block(own, torch.ones_like(where[:1, :, own]), looks[side])
-        friends = friends.flatten(1, 2)[:, self._rest[side]]
+        friends = friends.flatten(1, 2).index_select(1, self._rest[side])
         count = position[:, own].shape[1]
         mine = [looks[side]]
         if self.random_teams:
@@ -513,7 +538,7 @@ class SC2Combat(Combat):
             parts.append((battle.shield / s.shield.clamp_min(1))[rows][None])
         if len(self._bits[side]):
             bits = (battle.kind[rows] == self._bit[side]).float()
-            parts.append(bits.expand(-1, -1, self.num_envs))
+            parts.append(bits.expand(-1, -1, battle.health.shape[1]))
         return torch.cat(parts)
 
     def _attackable(self, available: Tensor) -> Tensor:
@@ -559,9 +584,13 @@ class SC2Combat(Combat):
         return torch.cat([*parts, last.flatten(1)], 1)
 
 
+def _roster(team: dict[str, int]) -> list[str]:
+    return [name for name, count in team.items() for _ in range(count)]
+
+
 def _formation(team: dict[str, int], starts: tuple[Point, ...], sign: int) -> list[Point]:
     """Places of a team's units: square blocks around their start, facing along `sign`."""
-    groups: list[Any] = [[name for name, n in team.items() for _ in range(n)]]
+    groups: list[Any] = [_roster(team)]
     if len(starts) > 1:
         groups = [[name] * n for name, n in team.items()]
     places: list[Point] = []
@@ -572,7 +601,10 @@ def _formation(team: dict[str, int], starts: tuple[Point, ...], sign: int) -> li
             row, column = divmod(i, width)
             rows = math.ceil(len(names) / width)
             places.append(
-                (x + sign * size * (column - (width - 1) / 2), y + sign * size * (row - (rows - 1) / 2))
+                (
+                    x + sign * size * (column - (width - 1) / 2),
+                    y + sign * size * (row - (rows - 1) / 2),
+                )
             )
     return places
 
@@ -601,7 +633,9 @@ class Ground(NamedTuple):
 def ground_of(terrain: str) -> Ground:
     """The ground of a kind of terrain, with the shortest paths around obstacles."""
     size = int(FIELD)
-    centre = torch.stack(torch.meshgrid(*[torch.arange(size) + 0.5] * 2, indexing="xy"), -1).view(-1, 2)
+    centre = torch.stack(torch.meshgrid(*[torch.arange(size) + 0.5] * 2, indexing="xy"), -1).view(
+        -1, 2
+    )
     outline = torch.tensor(TERRAIN[terrain], dtype=torch.float32)
     free, box = _inside(centre, outline), (outline.amin(0), outline.amax(0))
     if bool((free == ((centre > box[0]) & (centre < box[1])).all(1)).all()):

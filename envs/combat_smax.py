@@ -19,6 +19,7 @@ from envs.combat import (
     Battle,
     Combat,
     Policy,
+    Scripts,
     norm,
     scattered_starts,
     separate,
@@ -49,10 +50,11 @@ class SMAXCombat(Combat):
     """See `envs.combat.make_combat`.
 
     Enemies count everybody from the last unit to the first: their observations, and their attacks,
-    5 + k on ally A - 1 - k (`observe(side=1)`).
+    5 + k on ally A - 1 - k (`observe(side=1)`). An attack on who is dead or out of range does
+    nothing.
     """
 
-    units, stop = SMAX, STOP
+    units = SMAX
 
     def __init__(
         self,
@@ -66,12 +68,14 @@ class SMAXCombat(Combat):
     ) -> None:
         rosters = SMAX_MAPS[map]
         self.sparse, self.random_teams = reward == "sparse", isinstance(rosters, int)
-        teams = (["marine"] * rosters,) * 2 if isinstance(rosters, int) else rosters
-        agents, enemies = len(teams[0]), len(teams[1])
+        if isinstance(rosters, int):
+            rosters = ["marine"] * rosters, ["marine"] * rosters  # until they are drawn
+
+        agents, enemies = len(rosters[0]), len(rosters[1])
         size = OTHER * (agents + enemies - 1) + OWN
         actions = FIRST_ATTACK + enemies, FIRST_ATTACK + agents
         super().__init__(
-            num_envs, device, seed, teams, LIMIT, (size, size), actions,
+            num_envs, device, seed, rosters, LIMIT, (size, size), actions,
             opponent or "heuristic", compile,
         )  # fmt: skip
 
@@ -87,9 +91,10 @@ class SMAXCombat(Combat):
         self._places = places[:, (~self._ally[:, 0]).long(), None]
         last = [self.num_actions[0] - 1.0, self.num_actions[1] - 1.0]
         self._last_action = torch.tensor(last, device=device)[(~self._ally).long()]  # [V, 1]
-        forward = [[j for j in range(total) if j != i] for i in range(self.num_agents)]
+        agents, enemies = self.num_agents, self.num_enemies
+        forward = [i * total + j for i in range(agents) for j in range(total) if j != i]
         backward = [
-            [j for j in reversed(range(total)) if j != i] for i in range(self.num_agents, total)
+            i * total + j for i in range(enemies) for j in reversed(range(total)) if j != agents + i
         ]
         self._order = [torch.tensor(rows, device=device) for rows in (forward, backward)]
         self._sides = slice(0, self.num_agents), slice(self.num_agents, total)
@@ -124,12 +129,8 @@ class SMAXCombat(Combat):
 
     # ---- one step
 
-    def _permit(self, action: Tensor, available: Tensor) -> Tensor:
-        """Everything is allowed: an attack on what is out of range or dead has no effect."""
-        return action.t()
-
     def _step(
-        self, battle: Battle, action: Tensor, draws: Tensor, scripts: tuple[str | None, str | None]
+        self, battle: Battle, action: Tensor, draws: Tensor, scripts: Scripts
     ) -> tuple[Battle, Tensor, Tensor, Tensor]:
         s = self._stats(battle.kind)
         delay, choice = draws.chunk(2)
@@ -179,7 +180,7 @@ class SMAXCombat(Combat):
         s: Stats,
         action: Tensor,
         choice: Tensor,
-        scripts: tuple[str | None, str | None],
+        scripts: Scripts,
     ) -> Tensor:
         """Actions [V, N], where there is a script its own."""
         rows = []
@@ -188,9 +189,7 @@ class SMAXCombat(Combat):
             rows.append(self._script(script, battle, s, choice, side) if script else action[own])
         return torch.cat(rows)
 
-    def _script(
-        self, script: str, battle: Battle, s: Stats, choice: Tensor, side: int
-    ) -> Tensor:
+    def _script(self, script: str, battle: Battle, s: Stats, choice: Tensor, side: int) -> Tensor:
         """Actions [own, N] of a script; see `envs.combat.make_combat`."""
         own, foe = self._sides[side], self._sides[1 - side]
         alive, position = battle.health > 0, battle.position
@@ -216,7 +215,9 @@ class SMAXCombat(Combat):
                 towards = (seen.cumsum(1) <= rank[:, None]).sum(1).clamp_max(distance.shape[1] - 1)
         way = apart.gather(2, towards[None, :, None].expand(2, -1, 1, -1))[:, :, 0]
         way = torch.where(known, way, (battle.goal - position)[:, own])
-        move = (way[0] * self._moves[0, :4, None, None] + way[1] * self._moves[1, :4, None, None]).argmax(0)
+        move = (
+            way[0] * self._moves[0, :4, None, None] + way[1] * self._moves[1, :4, None, None]
+        ).argmax(0)
         if side:  # counts the allies from the last
             victim = self.num_agents - 1 - victim
         return torch.where(can, victim + FIRST_ATTACK, move)
@@ -226,7 +227,7 @@ class SMAXCombat(Combat):
     def _see(self, battle: Battle, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         s = self._stats(battle.kind)
         own, foe = self._sides[side], self._sides[1 - side]
-        position, alive, n = battle.position, battle.health > 0, self.num_envs
+        position, alive, n = battle.position, battle.health > 0, battle.health.shape[1]
         apart = position[:, None] - position[:, own, None]  # [2, own, V, N]
         distance = norm(apart)
         here = alive[own, None] & alive
@@ -244,8 +245,7 @@ class SMAXCombat(Combat):
 
         others = torch.cat([wide(life[None]), apart / s.sight[own, None], wide(looks)])
         others = torch.where(seen, others, 0.0).permute(3, 1, 2, 0)  # [N, own, V, F]
-        index = self._order[side][None, :, :, None].expand(n, -1, -1, OTHER)
-        others = others.gather(2, index).flatten(2)
+        others = others.flatten(1, 2).index_select(1, self._order[side]).view(n, count, -1)
         mine = torch.cat([life[None], position / FIELD, ready[None], types])
         mine = torch.where(alive, mine, 0.0)[:, own].permute(2, 1, 0)
         alive_own = alive[own].t().contiguous()

@@ -21,9 +21,9 @@ from envs.foreign import GymnasiumBatch, Workers, _batch
 from envs.units import RANDOM, TEAMS
 
 NEEDS = (
-    "needs the package {package} (from github.com/oxwhirl/{package}; {note}) and StarCraft II 4.10 "
-    "for Linux with SMAC's maps, in ~/StarCraftII or where SC2PATH says; `combat/{name}` needs none "
-    "of it"
+    "needs the package {package} (from github.com/oxwhirl/{package}; {note}) and StarCraft II "
+    "4.10 for Linux with SMAC's maps, in ~/StarCraftII or where SC2PATH says; `combat/{name}` "
+    "needs none of it"
 )
 NOTES = {
     "smac": "`smac` on PyPI is something else",

@@ -1,18 +1,19 @@
 """What `combat` is made of: units, maps and random teams, as data.
 
 Units of `rules="sc2"` (`SC2`): hit points, shields, armour, weapons, radii, speeds and sight of
-StarCraft II 4.10, as dumped from the game by BurnySc2/sc2-techtree (`data/data.json`; equal in every
-dump between February 2019 and January 2021, patches 4.8 to 5.0). Times are "Normal" seconds, of
-which one has 16 game loops. Three values are not in that dump: the medivac's healing, the shape of
-the colossus' beam and the radius of a baneling's explosion are those of uoe-agents/smaclite; a
-baneling's damage, 16 and 19 more against light units, is from memory of 4.10 and may be off by 2.
+StarCraft II 4.10, as dumped from the game by BurnySc2/sc2-techtree (`data/data.json`; equal in
+every dump between February 2019 and January 2021, patches 4.8 to 5.0). Times are "Normal" seconds,
+of which one has 16 game loops. Not in that dump: the medivac's healing, the shape of the colossus'
+beam and the radius of a baneling's explosion, which are those of uoe-agents/smaclite; and a
+baneling's damage, 16 and 19 more against light units, which is from memory and may be off by 2.
 
-Units of `rules="smax"` (`SMAX`): those of JaxMARL 0.2.0, which mix "Normal" and "Faster" seconds and
-have no shields, armour or bonus damage.
+Units of `rules="smax"` (`SMAX`): those of JaxMARL 0.2.0, which mix "Normal" and "Faster" seconds
+and have no shields, armour or bonus damage.
 
-Maps (`MAPS`): rosters, time limits and types of SMAC (Samvelyan et al. 2019). Where the teams start
-is what smaclite gives, terrain is our outline of the SC2 maps. Random teams (`TEAMS`): unit types
-and their weights of SMACv2 (Ellis et al. 2023).
+Maps (`MAPS`): rosters, time limits and types of SMAC (Samvelyan et al. 2019). Where the teams
+start is what smaclite gives, but in blocks and for 2s_vs_1sc side by side; where smaclite lacks a
+map, its usual places. Terrain is our outline of that of the game's maps. Random teams (`TEAMS`):
+unit types and their weights of SMACv2 (Ellis et al. 2023).
 """
 
 from __future__ import annotations
@@ -153,7 +154,12 @@ MAPS: dict[str, Map] = {
     "3s_vs_5z": Map({"stalker": 3}, {"zealot": 5}, 250, terrain="open"),
     "6h_vs_8z": Map({"hydralisk": 6}, {"zealot": 8}, 150),
     "corridor": Map(
-        {"zealot": 6}, {"zergling": 24}, 400, ((19.04, 19.12),), ((27.91, 28.24),), (4.47, 4.33),
+        {"zealot": 6},
+        {"zergling": 24},
+        400,
+        ((19.04, 19.12),),
+        ((27.91, 28.24),),
+        (4.47, 4.33),
         "corridor",
     ),
     "bane_vs_bane": Map(
@@ -166,10 +172,22 @@ MAPS: dict[str, Map] = {
         "octagon",
     ),
     "2c_vs_64zg": Map(
-        {"colossus": 2}, {"zergling": 64}, 400, ((16.0, 16.0),), ((16.0, 9.0),), (16.0, 16.0), "ravine"
+        {"colossus": 2},
+        {"zergling": 64},
+        400,
+        ((16.0, 16.0),),
+        ((16.0, 9.0),),
+        (16.0, 16.0),
+        "ravine",
     ),
     "2s_vs_1sc": Map(
-        {"stalker": 2}, {"spine_crawler": 1}, 300, ((14.0, 10.35),), ((13.92, 20.04),), (14.0, 10.35), "open"
+        {"stalker": 2},
+        {"spine_crawler": 1},
+        300,
+        ((14.0, 10.35),),
+        ((13.92, 20.04),),
+        (14.0, 10.35),
+        "open",
     ),
     "so_many_baneling": Map({"zealot": 7}, {"baneling": 32}, 100),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,7 @@ def tick(env: SC2Combat, count: int, scripts: tuple[str | None, str | None]) -> 
     still = torch.zeros(2, env.num_units, env.num_envs)
     history = []
     for i in range(count):
-        env.battle = env._tick(
-            env.battle, stats, pairs, still, still[0], scripts, first=i % 8 == 0
-        )
+        env.battle = env._tick(env.battle, stats, pairs, still, still[0], scripts, first=i % 8 == 0)
         history.append(env.battle)
     return history
 
@@ -232,7 +229,16 @@ def test_masks_observations_and_state_by_hand() -> None:
     assert mask[0, 6:].tolist() == [True, False, False, False, False]  # within 6 m, alive
     assert mask[4, 6:].tolist() == [True, False, True, True, True]
     enemy = obs[0, 4, 4:12]  # of the last zealot: the first enemy, 1 m to the east
-    expected = [1, 1 / 9, 1 / 9, 0, 1, 1, 1, 0]  # attackable, distance, x, y, health, shield, stalker
+    expected = [
+        1,
+        1 / 9,
+        1 / 9,
+        0,
+        1,
+        1,
+        1,
+        0,
+    ]  # attackable, distance, x, y, health, shield, stalker
     assert torch.allclose(enemy, torch.tensor(expected))
     assert not obs[0, 4, 12:20].any()  # dead
     friend = obs[0, 4, 4 + 40 :][:8]
@@ -295,6 +301,14 @@ def test_marine_against_zealot(monkeypatch) -> None:
     assert history[28].health[1, 0] == pytest.approx(100 - 7.5)
 
 
+def test_who_has_lost_its_target_stands(monkeypatch) -> None:
+    env = duel("stalker", "marine", gap=3, monkeypatch=monkeypatch)
+    env.battle.health[1] = 1
+    after, *_ = env._step(env.battle, torch.tensor([[6], [0]]), torch.rand(2, 1), (None, None))
+    assert after.health[1, 0] == 0
+    assert torch.equal(after.position[:, 0], env.battle.position[:, 0])
+
+
 def test_bonus_damage_several_hits_and_least_damage(monkeypatch) -> None:
     env = duel("stalker", "marauder", monkeypatch=monkeypatch)
     assert tick(env, 1, ("closest", None))[0].health[1, 0] == 125 - (13 + 5 - 1)
@@ -335,7 +349,7 @@ def test_medivacs_heal_for_energy() -> None:
     env.battle.health[marine] = 20
     near = env.battle.position[:, marine] + 1
     env.battle.position[:, medivac] = near
-    *_, info = env.step(torch.tensor([[1] * 9 + [6 + marine]]))
+    env.step(torch.tensor([[1] * 9 + [6 + marine]]))
     assert env.battle.health[marine, 0] == pytest.approx(20 + 9 * 0.5, abs=1e-3)
     assert env.battle.energy[medivac, 0] == pytest.approx(50 - 1.5 + 0.5625 / 2, abs=1e-3)
     env.battle.energy[medivac] = 4  # goes on, although it could not begin
@@ -373,7 +387,7 @@ def test_a_team_of_healers_has_lost() -> None:
     env = make("MMM")
     _, info = env.reset(seed=0)
     env.battle.health[:9] = 0
-    _, reward, terminated, _, info = env.step(available(env.context(), 0))
+    _, _, terminated, _, info = env.step(available(env.context(), 0))
     assert terminated.all()
     assert not info["battle_won"].any()
 
@@ -557,7 +571,14 @@ def test_rendering_shows_units_where_they_are() -> None:
     env = make("3m", 2)
     env.reset(seed=0)
     env.battle.position[:, :, 0] = torch.tensor(
-        [[4.25, 16.25], [8.25, 16.25], [12.25, 16.25], [20.25, 16.25], [24.25, 16.25], [28.25, 16.25]]
+        [
+            [4.25, 16.25],
+            [8.25, 16.25],
+            [12.25, 16.25],
+            [20.25, 16.25],
+            [24.25, 16.25],
+            [28.25, 16.25],
+        ]
     ).t()
     env.battle.health[5] = 0
     env.battle.health[4] = 22.5

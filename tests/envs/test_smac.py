@@ -84,8 +84,9 @@ def test_drives_a_game(installed) -> None:
     assert obs.shape == (2, 2, 3)
     assert info["state"].shape == (2, 4)
     assert info["avail_actions"][0].tolist() == [
-        [False, True, True, True, False, False, True], [False, True, False, False, True, False, False],
-    ]  # fmt: skip
+        [False, True, True, True, False, False, True],
+        [False, True, False, False, True, False, False],
+    ]
     for step in range(1, 5):
         obs, reward, terminated, truncated, info = env.step(torch.full((2, 2), 6))
         assert reward.tolist() == [0.5 * step] * 2
