@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -46,3 +49,71 @@ class Lagrangian(nn.Module):
         excess = torch.clamp((cost - self.limit) / max(abs(self.limit), 1e-6), -1.0, 1.0)
         self.lasting.mul_(torch.exp(self.rate * excess)).clamp_(*self.bounds)
         return self.value.copy_(self.lasting * torch.exp(self.gain * excess))
+
+
+def min_norm_weights(gradients: Tensor, iterations: int = 100) -> Tensor:
+    """Weights w >= 0, Σ w = 1, of the shortest Σ w_k g_k, [K].
+
+    Each step moves weight from the gradient that the sum agrees with most to the one it agrees with
+    least, as far as the norm falls (pairwise Frank-Wolfe, which converges linearly). No
+    synchronisation with the device.
+
+    Args:
+        gradients: [K, P].
+        iterations: steps; two gradients need one.
+    """
+    gram = (gradients @ gradients.T).double()
+    w = torch.full_like(gram[0], 1 / len(gram))
+    for _ in range(iterations):
+        slopes = gram @ w
+        to = slopes.argmin()
+        source = slopes.masked_fill(w <= 0, -torch.inf).argmax()
+        curvature = gram[to, to] + gram[source, source] - 2 * gram[to, source]
+        step = (slopes[source] - slopes[to]) / curvature.clamp_min(1e-30)
+        step = torch.minimum(step, w[source])
+        w = w.scatter_add(0, torch.stack([to, source]), torch.stack([step, -step]))
+    return w.to(gradients.dtype)
+
+
+def mgda(losses: Sequence[Tensor], parameters: Iterable[Tensor]) -> Tensor:
+    """Weights [K] under which no loss rises, to first order: of their shortest gradient.
+
+    Multiple-gradient descent (Désidéri 2012). At a Pareto-stationary point that gradient is 0.
+
+    Example, several bounds through one encoder::
+
+        losses = [-contrast, decorrelation, reconstruction]
+        (mgda(losses, encoder.parameters()) * torch.stack(losses)).sum().backward()
+
+    Args:
+        losses: K losses, 0-d.
+        parameters: that all of them share; the graph is kept for the backward pass to come.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    rows = []
+    for loss in losses:
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        filled = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)
+        ]
+        rows.append(torch.cat([g.flatten() for g in filled]))
+    return min_norm_weights(torch.stack(rows))
+
+
+T = TypeVar("T")
+
+
+def bilevel_search(
+    grid: Sequence[T], solve: Callable[[T], Any], score: Callable[[Any], float]
+) -> tuple[T, dict[T, float]]:
+    """The setting whose solution scores best, and all scores; PIM's choice of λ.
+
+    Args:
+        grid: settings of the inner problem, hashable.
+        solve: the inner problem (unsupervised training with λ, say).
+        score: the outer one (accuracy on the few labels), higher is better.
+    """
+    if not grid:
+        raise ValueError("bilevel_search: expected at least one setting")
+    scores = {setting: float(score(solve(setting))) for setting in grid}
+    return max(scores, key=scores.__getitem__), scores

@@ -14,8 +14,19 @@ from torch.nn import functional
 
 from mi.estimators import gaussian, knn
 from mi.estimators.classifier import decoded_terms
+from mi.estimators.conditional import ccmi
 from mi.estimators.discrete import discrete, entropy
-from mi.estimators.measures import CONDITIONAL, MUTUAL, Estimate, Measure, total
+from mi.estimators.kernel import binned, kde
+from mi.estimators.lnc import lnc
+from mi.estimators.measures import (
+    CONDITIONAL,
+    MUTUAL,
+    Estimate,
+    Measure,
+    dual_total,
+    total,
+    total_less_dual,
+)
 from mi.neural import LEARNT, cross_fitted, residual
 from mi.result import Kind, MIResult
 
@@ -24,6 +35,8 @@ _TIES = 0.05
 """Share of repeated values from which a real column counts as mixed."""
 _CHECKED = 10_000
 """Samples that the check of a copula looks at."""
+_UNORDERED = {*LEARNT, "residual", "classifier", "ccmi"}
+"""Estimators whose contributions are not in the order of the samples."""
 
 
 class EstimatorInfo(NamedTuple):
@@ -53,6 +66,12 @@ ESTIMATORS = {
                       "Kraskov et al. 2004; Frenzel & Pompe 2007"),
         EstimatorInfo("ksg2", "estimate", "real", False, "ψ(k)-1/k+ψ(N)-<ψ(n_x)+ψ(n_y)>",
                       "Kraskov et al. 2004, eq. 9"),
+        EstimatorInfo("lnc", "estimate", "real", False, "ksg - <log V_turned/V_box> where thin",
+                      "Gao, Ver Steeg & Galstyan 2015"),
+        EstimatorInfo("kde", "estimate", "real", True, "Σ ±E log p̂, leave-one-out Gaussian kernels",
+                      "Beirlant et al. 1997"),
+        EstimatorInfo("binned", "lower", "real", True, "miller_madow of bins of equal frequency",
+                      "data processing; Miller 1955"),
         EstimatorInfo("mixed", "estimate", "mixed", True, "ksg, counting ties where there are",
                       "Gao et al. 2017; Mesner & Shalizi 2019"),
         EstimatorInfo("ross", "estimate", "real, discrete", False,
@@ -71,6 +90,9 @@ ESTIMATORS = {
                       "ours; Hjelm et al. 2019 for the loss"),
         *(EstimatorInfo(name, c.kind, "real", False, c.formula, c.reference)
           for name, (c, _) in LEARNT.items()),
+        EstimatorInfo("ccmi", "estimate", "real", True,
+                      "E f; f tells y from y of the nearest z by JSD, cross-fitted",
+                      "Mukherjee, Asnani & Kannan 2020"),
     )
 }  # fmt: skip
 
@@ -95,6 +117,7 @@ def estimate_mi(
     quick: bool = False,
     neighbors: int = 5,
     level: float = 0.95,
+    block: int = 1,
     seed: int = 0,
 ) -> MIResult:
     """I(X; Y), or I(X; Y | Z), from independent samples.
@@ -115,6 +138,8 @@ def estimate_mi(
         quick: `auto` trains no network.
         neighbors: k of the nearest-neighbour estimators.
         level: of the confidence interval.
+        block: samples in a row that depend on each other, of a time series: the standard error is
+            the moving-block bootstrap's. Learnt estimators say that they cannot.
         seed: of everything random; global generators are left alone.
 
     Raises:
@@ -124,7 +149,7 @@ def estimate_mi(
     names = ("x", "y") if z is None else ("x", "y", "z")
     given = (x, y) if z is None else (x, y, z)
     measure = MUTUAL if z is None else CONDITIONAL
-    return _measure(given, names, measure, estimator, neighbors, level, seed, quick)
+    return _measure(given, names, measure, estimator, neighbors, level, seed, quick, block)
 
 
 def total_correlation(
@@ -136,10 +161,38 @@ def total_correlation(
     seed: int = 0,
 ) -> MIResult:
     """KL(p(x_1 … x_m) ‖ Π p(x_i)): what all variables tell about each other; as `estimate_mi`."""
-    if len(variables) < 2:
-        raise ValueError(f"total_correlation: expected at least 2 variables, got {len(variables)}")
-    names = tuple(f"variables[{i}]" for i in range(len(variables)))
+    names = _names("total_correlation", variables, 2)
     return _measure(variables, names, total(len(variables)), estimator, neighbors, level, seed)
+
+
+def dual_total_correlation(
+    variables: Sequence[Array],
+    estimator: str = "auto",
+    *,
+    neighbors: int = 5,
+    level: float = 0.95,
+    seed: int = 0,
+) -> MIResult:
+    """H(X) - Σ H(x_i | the others): what the variables share, counted once; as `estimate_mi`."""
+    names = _names("dual_total_correlation", variables, 2)
+    return _measure(variables, names, dual_total(len(variables)), estimator, neighbors, level, seed)
+
+
+def o_information(
+    variables: Sequence[Array],
+    estimator: str = "auto",
+    *,
+    neighbors: int = 5,
+    level: float = 0.95,
+    seed: int = 0,
+) -> MIResult:
+    """Total less dual total correlation: above 0 redundancy, below 0 synergy; as `estimate_mi`.
+
+    Rosas et al. 2019. Of three variables it is minus the interaction information.
+    """
+    names = _names("o_information", variables, 3)
+    measure = total_less_dual(len(variables))
+    return _measure(variables, names, measure, estimator, neighbors, level, seed)
 
 
 def interaction_information(
@@ -168,11 +221,13 @@ def transfer_entropy(
     k: int = 1,
     l: int = 1,  # noqa: E741
     estimator: str = "auto",
+    *,
+    block: int | None = None,
     **options: Any,
 ) -> MIResult:
     """I(target_{t+1}; k past steps of source | l past steps of target), in nats per step.
 
-    Schreiber 2000. The standard error takes steps for independent.
+    Schreiber 2000.
 
     Args:
         source: [T] or [T, d].
@@ -180,6 +235,7 @@ def transfer_entropy(
         k: steps of the source.
         l: steps of the target.
         estimator: as in `estimate_mi`, like the other options.
+        block: steps that depend on each other, for the standard error; None takes T^(1/3).
         options: of `estimate_mi`.
     """
     source, target = _array(source, "source"), _array(target, "target")
@@ -195,7 +251,15 @@ def transfer_entropy(
         return np.concatenate([series[first - 1 - i : end - 1 - i] for i in range(steps)], 1)
 
     following = target.reshape(end, -1)[first:]
-    return estimate_mi(following, past(source, k), past(target, l), estimator, **options)
+    block = round(end ** (1 / 3)) if block is None else block
+    given = past(target, l)
+    return estimate_mi(following, past(source, k), given, estimator, block=block, **options)
+
+
+def _names(function: str, variables: Sequence[Array], least: int) -> tuple[str, ...]:
+    if len(variables) < least:
+        raise ValueError(f"{function}: expected at least {least} variables, got {len(variables)}")
+    return tuple(f"variables[{i}]" for i in range(len(variables)))
 
 
 class _Variable(NamedTuple):
@@ -242,6 +306,7 @@ def _measure(
     level: float,
     seed: int,
     quick: bool = False,
+    block: int = 1,
 ) -> MIResult:
     variables = [_variable(v, n) for v, n in zip(given, names, strict=True)]
     sizes = [len(v.data) for v in variables]
@@ -249,6 +314,8 @@ def _measure(
         raise ValueError(f"expected as many samples of each variable, got {sizes}")
     if sizes[0] < 4 * neighbors:
         raise ValueError(f"expected at least {4 * neighbors} samples, got {sizes[0]}")
+    if not 1 <= block <= sizes[0] // 2:
+        raise ValueError(f"block: expected 1 to half of the {sizes[0]} samples, got {block}")
     warnings = [
         f"{name}: {_TIES:.0%} of the values or more repeat; taken for a mixture of atoms and reals"
         for v, name in zip(variables, names, strict=True)
@@ -279,12 +346,16 @@ def _measure(
                 found, chosen = better, "residual"
     if chosen == "ksg" and any(v.tied for v in variables):
         warnings.append("ksg assumes that no values repeat; use estimator='mixed'")
-    half = float(special.ndtri(0.5 + level / 2)) * found.stderr
-    if found.value < -2 * found.stderr - 1e-9:
+    stderr = found.block_stderr(block)
+    if block > 1 and chosen in _UNORDERED:
+        warnings.append(f"{chosen}: the standard error takes samples for independent, not blocks")
+        stderr = found.stderr
+    half = float(special.ndtri(0.5 + level / 2)) * stderr
+    if found.value < -2 * stderr - 1e-9:
         warnings.append("the value is below 0 beyond its error: the estimator is biased here")
     kind = ESTIMATORS[chosen].kind if chosen in ESTIMATORS else "estimate"
     interval = (found.value - half, found.value + half)
-    return MIResult(found.value, found.stderr, interval, kind, chosen, tuple(warnings), diagnostics)
+    return MIResult(found.value, stderr, interval, kind, chosen, tuple(warnings), diagnostics)
 
 
 def _route(variables: list[_Variable], measure: Measure) -> str:
@@ -317,6 +388,8 @@ def _check_fit(name: str, variables: list[_Variable], measure: Measure) -> None:
             f"estimator {name!r} takes {what} of kind {info.variables}, got {', '.join(kinds)}; "
             "integers are discrete, floats are real"
         )
+    if name == "ccmi" and measure != CONDITIONAL:
+        raise ValueError("estimator 'ccmi' is about three variables, x and y given z; pass z")
 
 
 def _run(
@@ -343,10 +416,18 @@ def _run(
         x, y = (gaussian.normal_scores(b) for b in blocks)
         found, diagnostics["network_gain"] = residual(x, y, seed)
         return found
+    if name == "ccmi":
+        x, y, z = (gaussian.normal_scores(b) for b in blocks)
+        return ccmi(x, y, z, seed)
     if name == "copula + ksg":
         return _checked_copula(blocks, measure, neighbors, seed, diagnostics)
     if name == "ksg":
         return knn.knn([(b - b.mean(0)) / b.std(0) for b in blocks], measure, neighbors)
+    if name in ("lnc", "kde"):
+        scaled = [(b - b.mean(0)) / b.std(0) for b in blocks]
+        return lnc(scaled, measure, neighbors) if name == "lnc" else kde(scaled, measure)
+    if name == "binned":
+        return binned(blocks, measure)
     if name == "ksg2":
         x, y = ((b - b.mean(0)) / b.std(0) for b in blocks)
         return knn.ksg2(x, y, neighbors)
@@ -380,7 +461,7 @@ def _checked_copula(
     copula = gaussian.fit_copula(np.concatenate(blocks, 1))
     model = gaussian.student_copula(blocks, measure, copula)
     rng, n = np.random.default_rng(seed), len(blocks[0])
-    rows = rng.permutation(n)[:_CHECKED]
+    rows = np.sort(rng.permutation(n)[:_CHECKED])  # in order, for errors of time series
     ends = np.cumsum([b.shape[1] for b in blocks])[:-1]
     data = knn.knn([gaussian.normal_scores(b[rows]) for b in blocks], measure, k)
     imagined = knn.knn(np.split(copula.sample(len(rows), rng), ends, 1), measure, k)

@@ -226,14 +226,27 @@ def plug_in(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
     return _evaluate("plug_in", lambda p: p.joint(), scores, options)
 
 
-def jsd(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
+def jsd(scores: Tensor | None = None, *, focal: float = 0.0, **options: Unpack[Options]) -> Tensor:
     """Jensen-Shannon: E log σ(f) + E⁻ log σ(-f). Optimal f = log p(y|x)/p(y); read by `plug_in`.
 
     The log-likelihood of a classifier of joint against product pairs, at even odds (Deep InfoMax,
     DEMI, GAN-DIME, pair matching). Twice the Jensen-Shannon divergence minus log 4.
+
+    Args:
+        scores: [*, N, M].
+        focal: γ weighs each term by (its probability of being wrong)^γ (Lin et al. 2017), with
+            which the optimal f is no longer the log-ratio.
+        options: see the module.
     """
+
+    def log_likelihood(f: Tensor) -> Tensor:
+        return torch.sigmoid(-f) ** focal * logsigmoid(f) if focal else logsigmoid(f)
+
     return _evaluate(
-        "jsd", lambda p: p.joint(logsigmoid(p.f)) + p.mean(logsigmoid(-p.f)), scores, options
+        "jsd",
+        lambda p: p.joint(log_likelihood(p.f)) + p.mean(log_likelihood(-p.f)),
+        scores,
+        options,
     )
 
 
@@ -448,31 +461,82 @@ def decorrelation(x: Tensor, y: Tensor) -> Tensor:
     return -(correlation - torch.eye(len(correlation), device=x.device)).square().sum()
 
 
+def kernel_cca(x: Tensor, y: Tensor, width: float | None = None, ridge: float = 0.02) -> Tensor:
+    """-½ Σ log(1 - ρ_i²) of regularised kernel canonical correlations, 0-d; not quite nats.
+
+    The kernel generalised variance of Bach & Jordan 2002, eq. 24: 0 for independent variables, as
+    `gaussian_mi` of the kernels' features. Cubic in N.
+
+    Args:
+        x: [N, d].
+        y: [N, e].
+        width: of both kernels; None takes each one's median distance.
+        ridge: κ; the larger, the less fine the dependence that is seen.
+    """
+    n = len(x)
+    centre = torch.eye(n, device=x.device) - 1 / n
+    a, b = (centre @ _gaussian_kernel(_float32(v), width).to(centre) @ centre for v in (x, y))
+    damp = 0.5 * n * ridge * torch.eye(n, device=x.device)
+    a, b = (torch.linalg.solve(k + damp, k) for k in (a, b))
+    # ρ_i are the singular values of the product of the smoothers a and b, both symmetric.
+    return -0.5 * torch.linalg.slogdet(torch.eye(n, device=x.device) - a @ b @ b @ a)[1]
+
+
+def linear_erasure(x: Tensor, y: Tensor) -> Tensor:
+    """X without what is linear in y, [N, d]: the smallest change after which cov(x, y) = 0.
+
+    Least-squares concept erasure (Belrose et al. 2023, theorem 4.3): no linear decoder can read y
+    any more. Of the samples given, to which the map is fitted.
+
+    Args:
+        x: [N, d].
+        y: [N, e].
+    """
+    x, y = _float32(x), _float32(y)
+    mean = x.mean(0)
+    moment, cross = (x - mean).T @ (x - mean) / len(x), (x - mean).T @ (y - y.mean(0)) / len(x)
+    values, vectors = torch.linalg.eigh(moment)
+    kept = values > values.max() * len(values) * torch.finfo(x.dtype).eps
+    root = torch.where(kept, values.clamp_min(1e-30).sqrt(), 0)
+    inverse = torch.where(kept, 1 / root.clamp_min(1e-15), 0)
+    whiten, colour = vectors * inverse @ vectors.T, vectors * root @ vectors.T
+    basis, size, _ = torch.linalg.svd(whiten @ cross, full_matrices=False)
+    basis = basis * (size > size.max() * 1e-5)
+    return x - (x - mean) @ (colour @ basis @ basis.T @ whiten).T
+
+
 class Elbo(NamedTuple):
     """The parts of E KL(q(z|x) ‖ N(0, 1)) [nats], each 0-d; their sum is the whole."""
 
     information: Tensor
     """I(X; Z)."""
     total_correlation: Tensor
-    """Of the code's dimensions."""
+    """Of the code's dimensions, or of its groups of dimensions."""
     dimensionwise_kl: Tensor
-    """Σ_j KL(q(z_j) ‖ N(0, 1))."""
+    """Σ_j KL(q(z_j) ‖ N(0, 1)), over dimensions or groups."""
 
 
-def elbo_terms(z: Tensor, mean: Tensor, std: Tensor, dataset_size: int) -> Elbo:
+def elbo_terms(
+    z: Tensor, mean: Tensor, std: Tensor, dataset_size: int, groups: list[int] | None = None
+) -> Elbo:
     """The β-TCVAE decomposition by minibatch-weighted sampling. Chen et al. 2018, appendix C.1.
+
+    With groups, what dimensions of one factor share is not counted as total correlation.
 
     Args:
         z: a sample of each code [B, d].
         mean: [B, d].
         std: [B, d].
         dataset_size: samples that the minibatch was drawn from.
+        groups: sizes of consecutive groups of dimensions; None is one each.
     """
     z, mean, std = _float32(z), _float32(mean), _float32(std)
     density = torch.distributions.Normal(mean, std).log_prob(z[:, None])  # [B of z, B of q, d]
     size = math.log(len(z) * dataset_size)
     own = density.diagonal(dim1=0, dim2=1).sum(0)
     joint = torch.logsumexp(density.sum(-1), 1) - size
+    if groups is not None:
+        density = torch.stack([part.sum(-1) for part in density.split(groups, -1)], -1)
     product = (torch.logsumexp(density, 1) - size).sum(-1)
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     return Elbo((own - joint).mean(), (joint - product).mean(), (product - prior).mean())
@@ -810,9 +874,11 @@ def _leave_one_out(x: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_distances(x: Tensor) -> Tensor:
-    # Not cdist: its gradient is infinite at distance 0.
-    square = x.square().sum(-1)
-    return (square[:, None] + square - 2 * x @ x.T).clamp_min(0)
+    # Not cdist: its gradient is infinite at distance 0. A difference of squares needs all digits.
+    with torch.autocast(x.device.type, enabled=False):
+        x = x - x.mean(0)
+        square = x.square().sum(-1)
+        return (square[:, None] + square - 2 * x @ x.T).clamp_min(0)
 
 
 def _gaussian_kernel(x: Tensor, width: float | None) -> Tensor:

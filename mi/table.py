@@ -1,8 +1,9 @@
-"""`python -m mi.table`: the README's table of estimators, from the registry."""
+"""`python -m mi.table`: the README's tables of estimators and objectives, from the registries."""
 
 from __future__ import annotations
 
 from mi.estimate import list_estimators
+from mi.objectives import PUBLISHED
 
 
 def table() -> str:
@@ -20,5 +21,16 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def objectives() -> str:
+    """Markdown, a row per publication of `mi.objectives.PUBLISHED`."""
+    rows = ["| published objective | maximises | kind | here | use |", "|---|---|---|---|---|"]
+    for p in PUBLISHED:
+        here = ", ".join(f"`{name}`" for name in p.objects)
+        use = "only a primitive: no class of its own" if p.only_primitive else p.use
+        maximises = p.maximises.replace("|", "\\|")
+        rows.append(f"| {p.paper} | {maximises} | {p.kind} | {here} | {use} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), objectives(), sep="\n\n")

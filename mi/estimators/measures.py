@@ -24,6 +24,20 @@ def total(variables: int) -> Measure:
     return {**{(i,): 1 for i in range(variables)}, tuple(range(variables)): -1}
 
 
+def dual_total(variables: int) -> Measure:
+    """H(X) - Σ H(x_i | all others): what the variables share, counted once. Han 1975."""
+    every = tuple(range(variables))
+    rest = {tuple(j for j in every if j != i): 1 for i in every}
+    return {**rest, every: 1 - variables} if variables > 2 else dict(MUTUAL)
+
+
+def total_less_dual(variables: int) -> Measure:
+    """The O-information of at least 3 variables. Rosas et al. 2019."""
+    every = tuple(range(variables))
+    rest = {tuple(j for j in every if j != i): -1 for i in every}
+    return {**{(i,): 1 for i in every}, **rest, every: variables - 2}
+
+
 class Estimate(NamedTuple):
     """What a sample estimator makes of a measure."""
 
@@ -36,6 +50,15 @@ class Estimate(NamedTuple):
 
     @property
     def stderr(self) -> float:
-        """Standard error of the value [nats]."""
-        n = len(self.pointwise)
-        return float(np.sqrt(self.pointwise.var() / n + self.floor**2))
+        """Standard error of the value [nats], of independent samples."""
+        return self.block_stderr(1)
+
+    def block_stderr(self, block: int) -> float:
+        """Standard error [nats] of samples in order that depend on `block` - 1 others before them.
+
+        The limit of the moving-block bootstrap of the mean contribution (Künsch 1989), for which
+        nothing needs to be drawn.
+        """
+        n, sums = len(self.pointwise), np.concatenate([[0.0], np.cumsum(self.pointwise)])
+        means = (sums[block:] - sums[:-block]) / block
+        return float(np.sqrt(block / n * means.var() + self.floor**2))

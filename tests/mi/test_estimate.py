@@ -14,8 +14,10 @@ import mi
 from mi.__main__ import main
 from mi.channels import binary_entropy
 from mi.estimators.gaussian import normal_scores
+from mi.estimators.measures import Estimate
 from mi.neural import LEARNT, cross_fitted, residual
-from mi.table import table
+from mi.objectives import PUBLISHED
+from mi.table import objectives, table
 
 RNG = np.random.default_rng
 
@@ -91,7 +93,7 @@ def test_routing():
     assert any("mixed" in w for w in mi.estimate_mi(censored, y, estimator="ksg").warnings)
 
 
-DIRECT = [i for i in mi.list_estimators() if i.name not in {*LEARNT, "residual"}]
+DIRECT = [i for i in mi.list_estimators() if i.name not in {*LEARNT, "residual", "ccmi"}]
 
 
 @pytest.mark.parametrize("info", DIRECT, ids=lambda i: i.name)
@@ -124,6 +126,36 @@ def test_intervals_cover(rho, d):
     assert mean == pytest.approx(gaussian_truth(rho, d), abs=0.015)
 
 
+def test_intervals_of_time_series_take_blocks():
+    """Slow, correlated series: n samples are worth n (1 - φ²)/(1 + φ²) of their products."""
+    phi, n, rho = 0.8, 600, 0.5
+    truth, covered = gaussian_truth(rho), {1: 0, 40: 0}
+    for seed in range(60):
+        noise, series = RNG(seed).standard_normal((n + 50, 2)), np.zeros((n + 50, 2))
+        noise[:, 1] = rho * noise[:, 0] + math.sqrt(1 - rho**2) * noise[:, 1]
+        for t in range(1, n + 50):
+            series[t] = phi * series[t - 1] + noise[t]
+        for block in covered:
+            found = mi.estimate_mi(*series[50:].T, estimator="gaussian", block=block)
+            covered[block] += found.interval[0] <= truth <= found.interval[1]
+    assert covered[1] <= 48  # 80 %, where 95 % are promised
+    assert covered[40] >= 52
+    x, y = pair(200)
+    assert any("not blocks" in w for w in mi.estimate_mi(x, y, estimator="nwj", block=5).warnings)
+    with pytest.raises(ValueError, match="block: expected 1 to half"):
+        mi.estimate_mi(x, y, block=101)
+
+
+def test_block_errors_are_those_of_the_bootstrap():
+    rng = RNG(0)
+    terms = np.convolve(rng.standard_normal(430), np.ones(20), "valid")
+    starts = rng.integers(len(terms) - 30 + 1, size=(20_000, len(terms) // 30))
+    blocks = np.lib.stride_tricks.sliding_window_view(terms, 30).mean(1)
+    spread = blocks[starts].mean(1).std() * math.sqrt(starts.shape[1] * 30 / len(terms))
+    assert Estimate(0.0, terms).block_stderr(30) == pytest.approx(spread, rel=0.02)
+    assert Estimate(0.0, terms).stderr == pytest.approx(terms.std() / math.sqrt(len(terms)))
+
+
 def test_self_consistency():
     """Symmetry, data processing, additivity (Song & Ermon 2020)."""
     x, y = pair(1500, d=2)
@@ -148,6 +180,63 @@ def test_several_variables():
         mi.total_correlation([x])
 
 
+@pytest.mark.parametrize("estimator", ["gaussian", "ksg", "kde", "auto"])
+def test_dual_total_correlation_and_o_information_of_gaussians(estimator):
+    covariance = np.array([[1, 0.5, 0.3, 0], [0.5, 1, 0.4, 0], [0.3, 0.4, 1, 0.2], [0, 0, 0.2, 1]])
+    x = RNG(0).multivariate_normal(np.zeros(4), covariance, 2000)
+
+    def h(*kept):
+        return 0.5 * math.log(np.linalg.det(covariance[np.ix_(kept, kept)]))
+
+    joint = h(0, 1, 2, 3)
+    rest = h(1, 2, 3) + h(0, 2, 3) + h(0, 1, 3) + h(0, 1, 2)
+    dual, total = rest - 3 * joint, -joint
+    tolerance = 0.03 if estimator == "gaussian" else 0.12
+    found = mi.dual_total_correlation(list(x.T), estimator=estimator).value
+    assert found == pytest.approx(dual, abs=tolerance)
+    found = mi.o_information(list(x.T), estimator=estimator).value
+    assert found == pytest.approx(total - dual, abs=tolerance)
+
+
+def test_dual_total_correlation_and_o_information_of_bits():
+    a, b = RNG(0).integers(2, size=(2, 4000))
+    both = a ^ b
+    assert mi.o_information([a, b, both]).value == pytest.approx(-math.log(2), abs=0.01)
+    assert mi.o_information([a, a, a]).value == pytest.approx(math.log(2), abs=0.01)
+    assert mi.dual_total_correlation([a, a, a]).value == pytest.approx(math.log(2), abs=0.01)
+    dual = mi.dual_total_correlation([a, b, both]).value
+    assert dual == pytest.approx(2 * math.log(2), abs=0.01)
+    pair_ = mi.dual_total_correlation([a, a ^ (b & both)]).value
+    assert pair_ == pytest.approx(mi.estimate_mi(a, a ^ (b & both)).value, abs=1e-9)
+    with pytest.raises(ValueError, match="at least 3"):
+        mi.o_information([a, b])
+
+
+def test_a_thin_ridge_is_seen_by_the_local_correction():
+    """Uniform x plus uniform noise of 1e-4, ε - log 2ε nats: KSG's boxes are far too wide."""
+    rng, noise = RNG(0), 1e-4
+    x = rng.random(2000)
+    y = x + rng.uniform(-noise, noise, 2000)
+    truth = noise - math.log(2 * noise)
+    assert mi.estimate_mi(x, y, estimator="lnc").value == pytest.approx(truth, abs=0.4)
+    assert mi.estimate_mi(x, y, estimator="ksg").value < truth - 2
+    x, y = rng.standard_normal((2, 2000))
+    assert abs(mi.estimate_mi(x, y, estimator="lnc").value) < 0.03
+
+
+def test_a_classifier_given_a_third_variable():
+    rng = RNG(0)
+    z = rng.standard_normal((1200, 1))
+    u, v = pair(1200, 0.8, seed=1)
+    found = mi.estimate_mi(z + u, z + v, z, estimator="ccmi")
+    assert found.value == pytest.approx(gaussian_truth(0.8), abs=0.1)
+    none = mi.estimate_mi(z + u, z + rng.standard_normal((1200, 1)), z, estimator="ccmi")
+    assert abs(none.value) < 0.04
+    assert mi.estimate_mi(z + u, z + v, quick=True).value > found.value + 0.3  # what z explains
+    with pytest.raises(ValueError, match="pass z"):
+        mi.estimate_mi(u, v, estimator="ccmi")
+
+
 def test_transfer_entropy_has_a_direction():
     rng = RNG(0)
     source, target = rng.standard_normal(3000), np.zeros(3000)
@@ -165,7 +254,7 @@ def test_transfer_entropy_has_a_direction():
         mi.transfer_entropy(source[:-1], target)
 
 
-@pytest.mark.parametrize("name", ["infonce", "doe", "flo"])
+@pytest.mark.parametrize("name", ["infonce", "doe", "flo", "ndoe", "tre"])
 def test_learnt_estimators_are_cross_fitted(name):
     x, y = pair(1200)
     warnings, found = cross_fitted(name, x, y, 0, steps=120, batch_size=128, lr=3e-3)
@@ -231,7 +320,10 @@ def test_from_the_shell(tmp_path, capsys):
     assert "nats ±" in capsys.readouterr().out
     assert main([str(path), "x", "y", "--given", "z", "--bits"]) == 0
     assert float(capsys.readouterr().out) == pytest.approx(0.6, abs=0.2)
+    assert main([str(path), "x", "y", "--samples", "100"]) == 0
+    assert "100 of 300 samples" in capsys.readouterr().err
     for arguments, message in (
+        (["no/such-v0", "x", "y"], "neither an .npz file nor a local Minari dataset"),
         ([str(path), "x", "q"], "no array 'q', only ['x', 'y', 'z']"),
         ([str(tmp_path / "none.npz"), "x", "y"], "no such file"),
     ):
@@ -245,5 +337,51 @@ def test_from_the_shell(tmp_path, capsys):
     assert "by ksg" in done.stdout
 
 
-def test_the_table_in_the_readme_is_the_registry():
-    assert table() in (Path(__file__).parents[2] / "README.md").read_text()
+def test_of_a_minari_dataset(tmp_path, monkeypatch, capsys):
+    """A dictionary of observations, two episodes; the next step is the action plus noise."""
+    gymnasium, minari = pytest.importorskip("gymnasium"), pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    rng, buffers, pairs = RNG(0), [], []
+    box = gymnasium.spaces.Box(-10, 10, (1,), np.float64)
+    for seed in range(2):
+        action = rng.standard_normal((300, 1)).clip(-9, 9)
+        place = np.zeros((301, 1))
+        place[1:] = (action + rng.standard_normal((300, 1))).clip(-9, 9)
+        done = np.arange(300) == 299
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                id=seed, seed=seed, observations={"place": list(place)}, actions=list(action),
+                rewards=[0.0] * 300, terminations=list(done), truncations=[False] * 300,
+            )
+        )  # fmt: skip
+        pairs.append((action, place[1:]))
+    minari.create_dataset_from_buffers(
+        "test/steps-v0", buffers, observation_space=gymnasium.spaces.Dict(place=box),
+        action_space=box,
+    )  # fmt: skip
+    arguments = ["test/steps-v0", "actions", "next_observations/place", "--bits"]
+    assert main(arguments) == 0
+    printed = float(capsys.readouterr().out)
+    direct = mi.estimate_mi(*(np.concatenate(v) for v in zip(*pairs, strict=True))).bits
+    assert printed == pytest.approx(direct, abs=1e-5)
+    assert printed == pytest.approx(0.5, abs=0.15)
+    assert main(["test/steps-v0", "actions", "place"]) == 2
+    assert "'observations/place', 'next_observations/place'" in capsys.readouterr().err
+
+
+def test_the_tables_in_the_readme_are_the_registries():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert table() in readme
+    assert objectives() in readme
+
+
+def test_what_published_objectives_need_exists():
+    assert len(PUBLISHED) == 32
+    assert sum(p.only_primitive for p in PUBLISHED) == 3
+    for p in PUBLISHED:
+        assert p.use or p.only_primitive
+        for name in p.objects:
+            found = mi
+            for part in name.split("."):
+                found = getattr(found, part)
+            assert found.__doc__, name

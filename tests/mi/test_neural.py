@@ -197,6 +197,7 @@ def test_masked_rows_do_not_count():
         c.SumCritic([c.BilinearCritic(3, 2), c.ConcatCritic(3, 2, 8)]),
         c.LipschitzCritic(3, 2, 8).eval(),
         c.GaussianDecoder(3, 2, 8),
+        c.GaussianDecoder(3, 2, 8, std=0.5),
         c.MixtureDecoder(3, 2, 3, 8),
         c.BernoulliDecoder(3, 2, 8),
         c.VonMisesFisherDecoder(3, 2, 8),
@@ -339,3 +340,94 @@ def test_a_lipschitz_critic_never_stretches_even_when_it_is_trained_to():
     assert (change / (a - b).norm(dim=1)).max() <= 1.01
     z = torch.randn(2000, 5)
     assert (critic(z[:, :2], z[:, 2:]) * z[:, 0]).mean() > 0.7  # not vacuous; f = x_1 gives 1
+
+
+def test_a_fixed_deviation_is_a_squared_error():
+    torch.manual_seed(0)
+    decoder, x, y = c.GaussianDecoder(3, 2, 8, std=2.0), torch.randn(5, 3), torch.randn(5, 2)
+    error = (y - decoder.moments(x)[0]).square().sum(-1) / 8
+    expected = -error - 2 * math.log(2.0) - math.log(2 * math.pi)
+    torch.testing.assert_close(decoder(x, y), expected)
+    weight = torch.tensor([1.0, 2, 0, 0, 1])  # positions of a sequence, say
+    value = n.BarberAgakov(decoder, 0.0).bound(x, y, weight=weight)
+    torch.testing.assert_close(value, (expected * weight).sum() / 4)
+
+
+def test_a_part_of_the_training_samples_is_recognised_and_new_samples_are_not():
+    x, y = gaussian(300)
+    estimator = n.SMILE(c.SeparableCritic(1, 1, 8, 4))
+    estimator.fit(x, y, steps=2, batch_size=32)
+    for seen in ((x[50:150], y[50:150]), (x.flip(0), y.flip(0))):
+        assert any("fitted to" in w for w in estimator.estimate(*seen).warnings)
+    assert not estimator.estimate(*gaussian(300, 1)).warnings
+    classes = torch.arange(300) % 2
+    estimator = n.BarberAgakov(c.CategoricalDecoder(1, 2, 8), math.log(2))
+    flags = (torch.arange(300) % 3)[:, None].float()  # rows that repeat say nothing
+    estimator.fit(flags, classes, steps=2, batch_size=32)
+    assert not estimator.estimate(flags, classes).warnings
+
+
+def test_bad_samples_are_named():
+    x, y = gaussian(50)
+    bad = y.clone()
+    bad[7] = math.nan
+    estimator = n.JSD(c.ConcatCritic(1, 1, 8))
+    for call, message in (
+        (lambda: estimator.fit(x, bad), "y: column 0 holds values that are not finite"),
+        (lambda: estimator.estimate(bad, y), "x: column 0 holds values that are not finite"),
+        (lambda: estimator.fit(0 * x, y), "x: column 0 is constant"),
+        (lambda: estimator.fit(x, y[:20]), "at least 10 pairs, got 50 x and 20 y"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.full
+def test_a_chain_of_ratios_reaches_further_than_one_classifier():
+    """20 nats in 10 dimensions, where joint and product hardly overlap."""
+    torch.manual_seed(0)
+    rho = math.sqrt(1 - math.exp(-4))
+    x = torch.randn(6000, 10)
+    y = rho * x + math.sqrt(1 - rho**2) * torch.randn(6000, 10)
+    found = {}
+    for name in ("tre", "jsd"):
+        torch.manual_seed(0)
+        estimator = n.LEARNT[name][1](10, 10)
+        estimator.fit(x[:4000], y[:4000], steps=1000, lr=2e-3, patience=12)
+        found[name] = estimator.estimate(x[4000:], y[4000:]).value
+    assert found["jsd"] + 2 < found["tre"] < 21
+
+
+def test_bridges_of_the_chain_are_told_apart_by_log_ratios():
+    """Exact log-ratios of Gaussian waypoints add up to the information; none trains lower."""
+    rho = 0.9
+    shares = torch.linspace(0, 1, 4)
+
+    class Bridge(c.Critic):
+        def __init__(self, a, b, scale=1.0):
+            super().__init__()
+            self.r, self.scale = [rho * math.sqrt(1 - s**2) for s in (a, b)], scale
+
+        def forward(self, x, y):
+            first, second = (
+                -0.5 * ((y - r * x) ** 2 / (1 - r * r) + math.log(1 - r * r)) for r in self.r
+            )
+            return self.scale * (first - second)[..., 0]
+
+        def pairwise(self, x, y):
+            return self(x[:, None], y[None])
+
+    torch.manual_seed(0)
+    x = torch.randn(4000, 1)
+    y = rho * x + math.sqrt(1 - rho**2) * torch.randn(4000, 1)
+    ends = list(zip(shares[:-1].tolist(), shares[1:].tolist(), strict=True))
+    chain = n.DensityRatioChain([Bridge(a, b) for a, b in ends])
+    truth = -0.5 * math.log(1 - rho**2)
+    assert chain.bound(x[:1000], y[:1000]).item() == pytest.approx(truth, abs=0.1)
+    best = chain.loss(x, y)
+    for scale in (0.7, 1.3):
+        assert n.DensityRatioChain([Bridge(a, b, scale) for a, b in ends]).loss(x, y) > best
+    own = chain.loss(x, y, negatives=y.roll(1, 0)[:, None])
+    torch.testing.assert_close(own, best)
+    with pytest.raises(ValueError, match="at least 2 critics"):
+        n.DensityRatioChain([Bridge(0, 1)])
