@@ -173,6 +173,7 @@ def test_explicit_negatives_and_gradients_for_encoders():
         z = x.clone().requires_grad_()
         estimator.bound(z, y, negatives=own).backward()
         assert z.grad is not None and z.grad.abs().sum() > 0
+        assert not estimator.pointwise(z, y, negatives=own).requires_grad
     with pytest.raises(ValueError, match="needs no negatives"):
         n.BarberAgakov(Exact(density=True), 0.0).loss(x, y, negatives=own)
 
@@ -283,6 +284,24 @@ def test_a_flow_in_two_dimensions_is_a_density():
     far = torch.full((1, 2), 100.0, requires_grad=True)
     flow(torch.ones(1, 1), far).sum().backward()
     assert far.grad is not None and torch.isfinite(far.grad).all()
+
+
+def test_a_flow_learns_how_coordinates_belong_together():
+    """Two coordinates of correlation 0.9: a density without it loses 0.83 nats."""
+    torch.manual_seed(0)
+    flow = c.FlowDecoder(1, 2, 2, 16)
+    optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
+    mix = torch.linalg.cholesky(torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+
+    def loss(n):
+        return -flow(torch.zeros(n, 1), torch.randn(n, 2) @ mix.T).mean()
+
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(256).backward()
+        optimizer.step()
+    entropy = math.log(2 * math.pi * math.e) + 0.5 * math.log(1 - 0.9**2)
+    assert loss(20_000).item() == pytest.approx(entropy, abs=0.1)
 
 
 @pytest.mark.parametrize("order", [0.0, 0.5, 1.0, 4.0, 30.0])
