@@ -211,8 +211,10 @@ def test_slow_encoders_follow_and_are_not_trained():
     objective.loss(x, x).backward()
     torch.testing.assert_close(objective.slow[0].weight, before + 0.1)  # shared: moved once
     assert objective.slow[0].weight.grad is None and encoder.weight.grad is not None
+    kept = objective.queue_x.clone()
     with torch.no_grad():
-        objective.loss(x, x)
+        objective.loss(x + 1, x)
+    assert torch.equal(objective.queue_x, kept)
     torch.testing.assert_close(objective.slow[0].weight, before + 0.1)
 
 
