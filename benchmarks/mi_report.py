@@ -70,8 +70,8 @@ def accuracy(rows: list[Row]) -> str:
         out.append([f"`{name}`", seeds, *cells, middle, f"{largest:.3f} ({worst})",
                     f"{st.median(cpu):.1f} / {max(cpu):.1f}",
                     f"{st.fmean(inside):.0%}"])  # fmt: skip
-    head = ["estimator", "seeds", "mean error, all 40 (tasks)", "31 elliptical", "other 9",
-            "ours, 10", "median of 40", "largest of 40 (worst task)", "CPU-s, median / max",
+    head = ["estimator", "seeds", "mean error, of the 40 (tasks measured)", "of 31 elliptical",
+            "of other 9", "ours, 10", "median", "largest (worst task)", "CPU-s, median / max",
             "truth in interval"]  # fmt: skip
     return markdown(head, out)
 
