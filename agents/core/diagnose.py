@@ -46,7 +46,8 @@ def fitted_q(
     generator = torch.Generator(device).manual_seed(seed)
     rows = next(iter(state.values())).shape[0] // data.num_tasks if state else 1
     size = sum(value[0].numel() for value in state.values())
-    norm, scale = data.observations[data.mask], data.rewards[data.mask].std().clamp_min(1e-6)
+    norm = data.observations[data.mask]
+    scale = data.returns[data.lengths > 0].abs().mean().clamp_min(1e-6)  # values are of order 1
     mean, std = norm.mean(0), norm.std(0).clamp_min(1e-6)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
