@@ -389,6 +389,23 @@ def norm(x: Tensor) -> Tensor:
     return (x[0] * x[0] + x[1] * x[1]).sqrt()
 
 
+def total(x: Tensor, dim: int) -> Tensor:
+    """Sum over units, by halves.
+
+    In which order `sum` adds depends on where in memory a row lies: a row would not be the same, to
+    the last bit, among other rows. A compiled sum adds one after the other.
+    """
+    if torch.compiler.is_compiling():
+        return x.sum(dim)
+    while (count := x.shape[dim]) > 1:
+        half = count // 2
+        pairs = x.narrow(dim, 0, half) + x.narrow(dim, half, half)
+        if count % 2:
+            pairs.narrow(dim, 0, 1).add_(x.narrow(dim, count - 1, 1))
+        x = pairs
+    return x.squeeze(dim)
+
+
 def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
     """Positions [2, V, N] after pushing apart, once and all at a time, living units that overlap.
 
@@ -400,7 +417,7 @@ def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
     apart = position[:, :, None] - position[:, None]
     overlap = (touching / (norm(apart) + 1e-6) - 1).clamp_min(0)  # a unit and itself: times 0
     overlap = torch.where(alive[:, None] & alive, overlap, 0.0)
-    return position + (apart * overlap).sum(2) / 2
+    return position + total(apart * overlap, 2) / 2
 
 
 def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool) -> Tensor:

@@ -22,6 +22,7 @@ from envs.combat import (
     norm,
     scattered_starts,
     separate,
+    total,
 )
 from envs.units import MAPS, PROTOSS, RANDOM, SC2, SMAC_COOLDOWN, TEAMS, TERRAIN, Point
 
@@ -410,7 +411,7 @@ class SC2Combat(Combat):
 
     def _damage(self, battle: Battle, hits: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """Health, shields, and who was hit [V, N]; the shield takes what it can, without armour."""
-        net = torch.where(hits, pairs.net, 0.0).sum(0)
+        net = torch.where(hits, pairs.net, 0.0).sum(0)  # of halves: exact in any order
         if not self._any.shield:
             return (battle.health - net).clamp_min(0), battle.shield, net > 0
         raw = torch.where(hits, pairs.raw, 0.0).sum(0)
@@ -427,7 +428,8 @@ class SC2Combat(Combat):
         amount = torch.minimum(s.damage * DT, 3 * battle.energy)
         heals = s.heals & close & begins & wounded.gather(0, aim) & (amount > 0)
         given = torch.where(heals, amount, 0.0)
-        gained = torch.where(aim[:, None] == self._index, given[:, None], 0.0).sum(0)
+        gained = torch.where(aim[:, None] == self._index, given[:, None], 0.0)
+        gained = total(gained, 0)
         gained = torch.minimum(gained, (s.health - health).clamp_min(0))
         energy = torch.where(s.heals, battle.energy - given / 3 + ENERGY_RATE * DT, 0.0)
         return health + gained, energy.clamp(0, ENERGY), heals
@@ -488,8 +490,8 @@ class SC2Combat(Combat):
         if self.sparse:
             return won.float() - (lost & ~won).float()
         foes = self._sides[1]
-        whole = (s.health + s.shield)[foes].sum(0)
-        damage = (before.health + before.shield - after.health - after.shield)[foes].sum(0)
+        whole = total((s.health + s.shield)[foes], 0)
+        damage = total((before.health + before.shield - after.health - after.shield)[foes], 0)
         deaths = ((before.health > 0) & (after.health <= 0))[foes].sum(0)
         most = whole + 10 * self.num_enemies + 200
         return 20 * (damage.clamp_min(0) + 10 * deaths + 200 * won) / most

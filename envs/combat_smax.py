@@ -23,6 +23,7 @@ from envs.combat import (
     norm,
     scattered_starts,
     separate,
+    total,
 )
 from envs.units import SMAX, SMAX_MAPS
 
@@ -149,7 +150,7 @@ class SMAXCombat(Combat):
         if self.sparse:
             reward = won.float() - (enemies & ~allies).float()
         else:
-            lost = ((battle.health - before) / s.health)[self._sides[1]].sum(0)
+            lost = total(((battle.health - before) / s.health)[self._sides[1]], 0)
             reward = lost.abs() / self.num_enemies + won
         return battle, reward, ~(allies & enemies), won
 
