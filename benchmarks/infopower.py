@@ -44,6 +44,8 @@ SCALES: dict[str, dict[str, Any]] = {
 POINTS = 3  # of a curve, besides the one before training
 PROBE_ENVS, PROBE_STEPS = 64, 40  # starts of episodes of random actions; a set has so many
 
+DECODER_STEPS = 300  # of the decoder that shows what a latent kept
+
 
 # ---- learning
 
@@ -273,7 +275,7 @@ def video(path: str | None) -> None:
         torch.manual_seed(0)
         decoder = ConvDecoder(x.shape[1], images.shape[1:], 16)
         optimizer = torch.optim.Adam(decoder.parameters(), 1e-3)
-        for _ in range(300):
+        for _ in range(DECODER_STEPS):
             rows = torch.randint(len(x), (64,))
             loss = (decoder(x[rows]) - pixels(images[rows])).square().mean()
             optimizer.zero_grad()
