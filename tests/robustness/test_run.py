@@ -154,7 +154,7 @@ def cli(*arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
         (["slim", "weights.speed=1"], "weights.speed: no such reward"),
         (["slim", "device=tpu"], "device='tpu': expected auto, cpu, cuda or cuda:<index>"),
         (["eval", "run=nowhere"], "nowhere/last.ckpt: no such checkpoint"),
-        (["eval"], "expected run=<directory> or checkpoint=<file>"),
+        (["eval"], "expected run=<directory>, checkpoint=<file> or just <file>"),
         (["resume"], "expected run=<directory>"),
     ],
 )
