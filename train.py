@@ -157,7 +157,9 @@ def evaluate(arguments: list[str]) -> int:
         )
     files += [Path(checkpoint)] if checkpoint else []
     if (directory is None) == (not files):
-        raise configuration.ConfigError("eval: expected run=<directory>, checkpoint=<file> or just <file>")
+        raise configuration.ConfigError(
+            "eval: expected run=<directory>, checkpoint=<file> or just <file>"
+        )
     if directory is not None:
         files = [Path(directory) / "last.ckpt"]
         files += [best] if offline and (best := Path(directory) / "best.ckpt").exists() else []
