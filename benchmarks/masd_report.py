@@ -72,7 +72,7 @@ def _skills(rows: list[dict[str, Any]], path: Path) -> str:
     axes.axhline(np.log(8), color="grey", linestyle="--", linewidth=1)
     axes.set_ylabel("information about the skill [nats]")
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save_figure(figure, path)
     return "\n".join(text)
 
