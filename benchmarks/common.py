@@ -10,6 +10,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,48 @@ def in_parallel(command: str, runs: list[dict[str, Any]], jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), desc=command) as bar:
         for _ in pool.map(one, runs):
             bar.update()
+
+
+def train_run(
+    folder: Path,
+    name: str,
+    config_name: str,
+    overrides: dict[str, Any],
+    measure: Callable[[Any], dict[str, Any]],
+) -> None:
+    """Train and measure one run in this process, or go on with it; results go to done.json.
+
+    Args:
+        folder: the run's directory; nothing happens if it is finished.
+        name: of the run.
+        config_name: a name of `train.py`, whose configuration `overrides` change.
+        overrides: settings, nested ones as dicts.
+        measure: what to report of the trained agent, beside `cpu_seconds` of its training.
+    """  # fmt: skip
+    import torch
+
+    import train
+    from agents import AGENTS
+    from agents.core.config import build, to_dict
+    from agents.core.run import Run
+
+    torch.set_num_threads(1)
+    layers, agent = train._layers(config_name)
+    config = build(AGENTS[agent].Config, layers, overrides)
+    with Run(folder, name, to_dict(config)) as files:
+        if files.finished:
+            return
+        learner = AGENTS[agent](config=config)
+        learner.run = files
+        if files.checkpoint is not None:
+            learner.restore(files.checkpoint, files.last)
+        started, first = time.process_time(), learner.num_timesteps
+        learner.learn()
+        if files.stop is None:
+            # An interrupted run knows the time of its last stretch only.
+            share = config.total_timesteps / max(config.total_timesteps - first, 1)
+            cpu = (time.process_time() - started) * share
+            files.finish({"cpu_seconds": cpu, **measure(learner)})
 
 
 def note(result: Path, name: str = "", packages: tuple[str, ...] = ()) -> None:

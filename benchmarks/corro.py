@@ -26,7 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from common import in_parallel, write_csv  # noqa: E402
+from common import in_parallel, train_run, write_csv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "corro"
 RUNS = ROOT / "runs" / "benchmark" / "corro"
@@ -84,36 +84,17 @@ def directory(run: dict[str, Any]) -> Path:
 
 def train_one(run: dict[str, Any]) -> None:
     """Train and measure one run in this process; results go to done.json."""
-    import torch
-
-    import train
-    from agents import AGENTS
-    from agents.core.config import build, to_dict
-    from agents.core.run import Run
-
-    torch.set_num_threads(1)
-    layers, agent = train._layers(run["method"])
     data = RUNS / "data" / "corro" / run["family"]
     overrides = {
         "env": run["family"], "dataset": str(data), "tier": run["tier"], "seed": run["seed"],
         "total_timesteps": run["steps"], "device": "cpu", "log_interval": 20,
         **({} if run["family"].startswith("point") else WIDE),
     }  # fmt: skip
-    config = build(AGENTS[agent].Config, layers, overrides)
-    with Run(directory(run), run["method"], to_dict(config)) as files:
-        if files.finished:
-            return
-        learner = AGENTS[agent](config=config)
-        learner.run = files
-        if files.checkpoint is not None:
-            learner.restore(files.checkpoint, files.last)
-        started, first = time.process_time(), learner.num_timesteps
-        learner.learn()
-        if files.stop is None:
-            # An interrupted run knows the time of its last stretch only.
-            share = run["steps"] / max(run["steps"] - first, 1)
-            cpu = (time.process_time() - started) * share
-            files.finish({"cpu_seconds": cpu, **measure(learner, data, run["tier"])})
+
+    def measured(agent: Any) -> dict[str, float]:
+        return measure(agent, data, run["tier"])
+
+    train_run(directory(run), run["method"], run["method"], overrides, measured)
 
 
 def measure(agent: Any, data: Path, tier: str) -> dict[str, float]:

@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from common import in_parallel, write_csv  # noqa: E402
+from common import in_parallel, train_run, write_csv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "masd"
 RUNS = ROOT / "runs" / "benchmark" / "masd"
@@ -66,39 +66,22 @@ def directory(run: dict[str, Any]) -> Path:
 
 def train_skills(run: dict[str, Any]) -> None:
     """Train and measure one run in this process; results go to done.json."""
-    import torch
-
-    import train
-    from agents import AGENTS
-    from agents.core import coordination
-    from agents.core.config import build, to_dict
-    from agents.core.run import Run
-
-    torch.set_num_threads(1)
-    name = "masd" if run["method"] == "masd-club" else run["method"]
-    layers, agent = train._layers(name)
+    method = run["method"]
     overrides = {
         "env": "particles/free", "env_kwargs": {"start": run["start"]}, "seed": run["seed"],
         "total_timesteps": run["steps"], "device": "cpu", "checkpoint_interval": 30,
-        "eval_episodes": min(6144, max(64, run["steps"] // 100)), **METHODS[run["method"]],
+        "eval_episodes": min(6144, max(64, run["steps"] // 100)), **METHODS[method],
     }  # fmt: skip
-    config = build(AGENTS[agent].Config, layers, overrides)
-    with Run(directory(run), run["method"], to_dict(config)) as files:
-        if files.finished:
-            return
-        learner = AGENTS[agent](config=config)
-        learner.run = files
-        if files.checkpoint is not None:
-            learner.restore(files.checkpoint, files.last)
-        started, first = time.process_time(), learner.num_timesteps
-        learner.learn()
-        if files.stop is None:
-            # An interrupted run knows the time of its last stretch only.
-            share = run["steps"] / max(run["steps"] - first, 1)
-            cpu = (time.process_time() - started) * share
-            results = learner.evaluate()
-            more = coordination.interventions(learner, config.eval_episodes, config.seed + 2)  # type: ignore[arg-type]
-            files.finish({"cpu_seconds": cpu, **results, **more})
+    name = "masd" if method == "masd-club" else method
+    train_run(directory(run), method, name, overrides, measure_skills)
+
+
+def measure_skills(agent: Any) -> dict[str, float]:
+    """Information of the frozen policy, also with agents that do not take part."""
+    from agents.core import coordination
+
+    episodes, seed = agent.config.eval_episodes, agent.config.seed + 2
+    return {**agent.evaluate(), **coordination.interventions(agent, episodes, seed)}
 
 
 def skills(steps: int, seeds: int, jobs: int) -> None:

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import in_parallel, write_csv  # noqa: E402
+from common import in_parallel, train_run, write_csv  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "slim"
 RUNS = ROOT / "runs" / "benchmark" / "slim"
@@ -59,15 +59,6 @@ def directory(run: dict[str, Any]) -> Path:
 
 def train_skills(run: dict[str, Any]) -> None:
     """Train and evaluate one run in this process; results go to done.json."""
-    import torch
-
-    import train
-    from agents import AGENTS
-    from agents.core.config import build, to_dict
-    from agents.core.run import Run
-
-    torch.set_num_threads(1)
-    layers, agent = train._layers(run["method"])
     overrides = {
         "seed": run["seed"],
         "total_timesteps": run["steps"],
@@ -79,18 +70,7 @@ def train_skills(run: dict[str, Any]) -> None:
             "reward_scale": {"reach": run["scale"]},
         },
     }
-    config = build(AGENTS[agent].Config, layers, overrides)
-    with Run(directory(run), run["method"], to_dict(config)) as files:
-        if files.finished:
-            return
-        learner = AGENTS[agent](config=config)
-        learner.run = files
-        if files.checkpoint is not None:
-            learner.restore(files.checkpoint, files.last)
-        started = time.process_time()
-        learner.learn()
-        if files.stop is None:
-            files.finish({"cpu_seconds": time.process_time() - started, **measure(learner)})
+    train_run(directory(run), run["method"], run["method"], overrides, measure)
 
 
 def measure(agent: Any) -> dict[str, float]:
