@@ -257,6 +257,21 @@ def test_contrastive_loss_at_chance_and_solved(dataset):
     loss = agent._contrastive_loss(task, fields["chosen"], fields["answer"])
     assert loss.item() == pytest.approx(0, abs=1e-5)  # no code, no information
 
+    class Tells(torch.nn.Module):
+        calls = 0
+
+        def forward(self, chosen, answer):  # of query, of key, and of what was made up
+            self.calls += 1
+            sign = 1.0 if self.calls < 3 else -1.0
+            return torch.tensor([sign, 0.0, 0.0]).expand(*chosen.shape[:-1], 3)
+
+    agent.net["encoder"] = Tells()
+    loss = agent._contrastive_loss(task, fields["chosen"], fields["answer"])
+    count, temperature = agent.config.num_negatives, agent.config.temperature
+    solved = math.log(1 + count) - math.log1p(count * math.exp(-2 / temperature))
+    assert solved > 0.1
+    assert loss.item() == pytest.approx(-solved, abs=1e-5)
+
 
 def test_same_seed_same_training_other_seed_other(dataset):
     first, second = (CORRO(dataset=dataset, **SMALL, seed=3).learn() for _ in range(2))
