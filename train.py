@@ -7,6 +7,7 @@
     python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
     python train.py smoke/slim                      a run of seconds
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
+    python train.py sweep slim seed=0..4 lr=1e-4,3e-4       many runs: see sweep --help
     python train.py infopower/paper                 a setting of configs/infopower
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "eval", "resume", "list", "data")
+COMMANDS = ("train", "eval", "resume", "list", "data", "sweep")
 
 
 def main(arguments: list[str]) -> int:
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
         command, rest = "train", arguments
     try:
         commands = {"train": train, "eval": evaluate, "resume": resume, "list": show, "data": data}
+        commands |= {"sweep": sweep}
         return commands[command](rest)
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -205,6 +207,59 @@ def data(arguments: list[str]) -> int:
     return 0
 
 
+def sweep(arguments: list[str]) -> int:
+    """Carry out many runs: every combination of what the settings list.
+
+        python train.py sweep slim env=tabletop seed=0..4 lr=1e-4,3e-4           10 runs
+        python train.py sweep slim,lsd,diayn env=tabletop seed=0..9 --jobs 8     30 runs
+        python train.py sweep slim seed=0..99 --on ray                           on a cluster
+
+    `a,b` are two values, `a..b` all integers from a to b; commas in brackets do not separate, so
+    `hidden=[64,64],[256,256]` are two networks. Every run is one `python train.py` command in the
+    directory that this command has by itself, with what it prints in train.log. Issue a sweep
+    again, as often as you like: finished runs are skipped, interrupted ones go on where their last
+    checkpoint was, those that another process carries out are left to it, the rest starts. So two
+    terminals, or two machines with one directory, can share a sweep.
+
+    --on local     processes of one thread, as many as processors, or --jobs N (the default)
+    --on ray       tasks of a Ray cluster, needs pip install 'infomax-rl[ray]'. RAY_ADDRESS names
+                   the cluster, else this machine is one. A run whose worker is lost begins again
+                   from its checkpoint elsewhere; all machines share the directories of runs and
+                   code. --gpus 0.25 lets four runs share a GPU; without it runs see none.
+    --on slurm     writes a job array and says how to submit it; partition, time and memory are
+                   sbatch's own options. 300 s before its time is up a job saves and queues itself
+                   again. --jobs N runs at most N at a time, --gpus N gives each N GPUs.
+    --dry-run      lists the runs and how far they are, and does nothing
+
+    Ctrl-C, SIGTERM and SIGUSR1 save all runs and stop. Exit codes: 0 every run is finished, 2 some
+    failed (one line says why), 75 and 130 stopped or others have the rest: issue it again.
+    """
+    from agents import AGENTS
+    from agents.core import config as configuration
+    from agents.core import sweep as sweeping
+
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(inspect.getdoc(sweep))
+        return 0
+    options, rest = _flags(arguments, {"on": "local", "jobs": None, "gpus": None, "dry-run": ""})
+    names, overrides = _name(rest)
+    tasks: dict[Path, sweeping.Task] = {}
+    for name in sweeping.listed(names, "sweep"):
+        layers, agent = _layers(name)
+        for chosen in sweeping.expand(overrides):
+            if any(setting.startswith("run=") for setting in chosen):
+                raise configuration.ConfigError("sweep: run= names one run; leave it out")
+            config = configuration.build(AGENTS[agent].Config, layers, chosen)
+            directory = configuration.run_directory(name.replace("/", "-"), config.env, chosen)
+            task = sweeping.Task(name, tuple(chosen), directory, config.total_timesteps)
+            if directory in tasks:
+                raise configuration.ConfigError(
+                    f"sweep: {tasks[directory].label!r} and {task.label!r} are one run, {directory}"
+                )
+            tasks[directory] = task
+    return sweeping.carry_out(list(tasks.values()), Path(__file__).resolve(), options)
+
+
 def show(arguments: list[str]) -> int:
     """`list`: what can be trained, and where; `list <environment>`: its arguments."""
     import envs
@@ -242,6 +297,31 @@ def print_results(results: dict[str, Any]) -> None:
         if not name.startswith("random/"):
             other = f" {baseline[name]:10.3f}" if name in baseline else ""
             print(f"{name:{width}} {value:10.3f}{other}")
+
+
+def _flags(
+    arguments: list[str], defaults: dict[str, str | None]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Values of `--flag value`, `--flag=value` or, where the default is "", `--flag`; the rest."""
+    import difflib
+
+    from agents.core.config import ConfigError
+
+    values, rest, waiting = dict(defaults), [], iter(arguments)
+    for argument in waiting:
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("-"):
+            rest.append(argument)
+        elif not argument.startswith("--") or flag not in defaults:
+            close = difflib.get_close_matches(flag, defaults, 1) or list(defaults)
+            raise ConfigError(f"unknown {argument!r}; did you mean --{' or --'.join(close)}?")
+        elif defaults[flag] == "":
+            values[flag] = "yes"
+        else:
+            values[flag] = value if equals else next(waiting, "")
+            if not values[flag]:
+                raise ConfigError(f"--{flag}: expected a value")
+    return values, rest
 
 
 def _first_line(thing: Any) -> str:

@@ -6,6 +6,7 @@ Shape letters: N environments, D observation features, U action features.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,21 @@ from torch import Tensor
 _GOLDEN, _MIX1, _MIX2 = (
     constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
+
+
+def processors() -> int:
+    """How many processors an environment may use unless its arguments say otherwise.
+
+    `INFOMAX_PROCESSORS`, which a sweep sets for its runs, or those this process may run on:
+    affinity knows of containers and schedulers, but does not exist everywhere.
+    """
+    limit = os.environ.get("INFOMAX_PROCESSORS", "")
+    if limit:
+        if not limit.isdigit() or not int(limit):
+            raise ValueError(f"INFOMAX_PROCESSORS={limit!r}: expected a positive integer")
+        return int(limit)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from envs.base import BatchedEnv, check_seed
+from envs.base import BatchedEnv, check_seed, processors
 from envs.workers import Arrays, Layout, Rows, WorkerPool, require_same_spaces
 from envs.wrappers import DmControlEnv, TeamEnv
 
@@ -389,8 +388,8 @@ def _batch(
 
 def _workers_that_pay(env: gym.Env[Any, Any], num_envs: int) -> int:
     """One per processor if that saves more than `HAND_OVER` per step of all copies, else 0."""
-    processors = min(len(os.sched_getaffinity(0)), num_envs)
-    if processors < 2:
+    count = min(processors(), num_envs)
+    if count < 2:
         return 0
     env.action_space.seed(0)
     env.reset(seed=0)
@@ -402,8 +401,8 @@ def _workers_that_pay(env: gym.Env[Any, Any], num_envs: int) -> int:
         costs.append(time.perf_counter() - start)
         if terminated or truncated:
             env.reset()
-    saved = sorted(costs)[4] * num_envs * (1 - 1 / processors)
-    return processors if saved > HAND_OVER else 0
+    saved = sorted(costs)[4] * num_envs * (1 - 1 / count)
+    return count if saved > HAND_OVER else 0
 
 
 def rows_layout(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -19,7 +18,7 @@ import torch
 from mujoco import batch
 from torch import Tensor
 
-from envs.base import BatchedEnv, CounterRNG, SimulationError
+from envs.base import BatchedEnv, CounterRNG, SimulationError, processors
 
 Backend = Literal["auto", "batch", "warp"]
 Kind = Literal["rgb", "rgba", "depth", "segmentation"]
@@ -118,10 +117,7 @@ class MjBatchSim:
         self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
         if num_threads < 0:
             raise ValueError(f"num_threads={num_threads}: expected at least 0")
-        if not num_threads:  # affinity knows of containers and schedulers, but not everywhere
-            affinity = getattr(os, "sched_getaffinity", None)
-            num_threads = len(affinity(0)) if affinity else os.cpu_count() or 1
-        self._batch = batch.Batch(model, num_envs, min(num_threads, num_envs))
+        self._batch = batch.Batch(model, num_envs, min(num_threads or processors(), num_envs))
         self._rows = torch.from_numpy(self._batch.state)
         self.qpos, self.qvel, self.ctrl, self.time, self.mocap_pos = (
             torch.from_numpy(self._batch.bind(name))
