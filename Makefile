@@ -38,7 +38,7 @@ report: .venv/installed
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,plot,video]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,plot,video,ray,onnx]'
 	touch $@
 
 clean:

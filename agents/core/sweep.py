@@ -434,7 +434,7 @@ def watch(tasks: Sequence[Task], run: Callable[[Stop], Outcomes]) -> int:
     screen.line(f"{len(tasks)} runs, {len(ended)} finished already")
     try:
         for task, code in run(lambda: stopped[-1] if stopped else None):
-            if task is not None:
+            if task is not None and not (stopped and task.status() == "new"):
                 ended[task] = _outcome(task, code)
                 steps = int(task.progress().get("timesteps", 0))
                 screen.line(f"{ended[task]:12} {steps:>12,} steps  {task.label}")

@@ -271,6 +271,12 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
     assert element(2).wait(60) == 2
 
 
+def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"--on ray: needs Ray: pip install 'infomax-rl\[ray\]'"):
+        outcomes(run_on_ray(make(tmp_path, 1), SCRIPT, 0, go_on))
+
+
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason="needs the extra `ray`")
