@@ -8,6 +8,7 @@
     python train.py smoke/slim                      a run of seconds
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
     python train.py sweep slim seed=0..4 lr=1e-4,3e-4       many runs: see sweep --help
+    python train.py export <checkpoint> out=actor.onnx      the actor as an ONNX file
     python train.py infopower/paper                 a setting of configs/infopower
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "eval", "resume", "list", "data", "sweep")
+COMMANDS = ("train", "eval", "resume", "list", "data", "sweep", "export")
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         command, rest = "train", arguments
     try:
         commands = {"train": train, "eval": evaluate, "resume": resume, "list": show, "data": data}
-        commands |= {"sweep": sweep}
+        commands |= {"sweep": sweep, "export": export}
         return commands[command](rest)
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -258,6 +259,40 @@ def sweep(arguments: list[str]) -> int:
                 )
             tasks[directory] = task
     return sweeping.carry_out(list(tasks.values()), Path(__file__).resolve(), options)
+
+
+def export(arguments: list[str]) -> int:
+    """`export <checkpoint> [out=actor.onnx]`: the deterministic actor as an ONNX file.
+
+    What an agent carries from step to step (a skill, a task's code, a recurrent state) goes in as
+    `state_<name>` and comes out as `next_<name>`; what it reads of the environment besides
+    (`avail_actions`) is an input, too. The number of rows is free. The file's metadata `infomax-rl`
+    (JSON) say everything else, the value of each `state_<name>` when an episode begins included.
+    The result is compared with torch's on steps of the environment. Needs
+    pip install 'infomax-rl[onnx]'.
+    """
+    import agents
+    from agents.core.config import ConfigError
+    from agents.core.export import export as export_actor
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(inspect.getdoc(export))
+        return 0
+    output, rest = _take(arguments, "out")
+    if len(rest) != 1 or "=" in rest[0]:
+        raise ConfigError("export: expected one checkpoint, e.g. export runs/…/last.ckpt")
+    agent = agents.load(rest[0], device="cpu", num_envs=4)
+    path = Path(output) if output else Path(rest[0]).with_suffix(".onnx")
+    description = export_actor(agent, path)
+    print(f"{path}: {agent.name} after {agent.num_timesteps:,} steps\n")
+    for name, shape in description["inputs"].items():
+        first = description["initial"].get(name)
+        note = "" if first is None else f"at first {str(first)[:40]}"
+        print(f"  in   {name:24} {shape!s:20} {note}")
+    for name in description["outputs"]:
+        print(f"  out  {name}")
+    print(f"\nas torch's up to {description['difference']:.1e}, relative to 1 + |x|")
+    return 0
 
 
 def show(arguments: list[str]) -> int:
