@@ -40,9 +40,16 @@ def make(name: str, dataset: str, *overrides: str):
     smoke |= {"num_envs": 4} | ({"dataset": dataset} if kind == "corro" else {})
     if kind in TINY:
         smoke["env"] = TINY[kind]
-    return AGENTS[kind](
-        config=configuration.build(AGENTS[kind].Config, [*layers, smoke], overrides)
-    )
+    config = configuration.build(AGENTS[kind].Config, [*layers, smoke], overrides)
+    agent = AGENTS[kind](config=config)
+    if kind == "corro":  # it learns the scale of actions from its data
+        agent.learn(20)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # otherwise all actions are nearly zero, or the same
+        for module in exporting._modules(agent):
+            for parameter in module.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return agent
 
 
 def follow(path: Path, agent, steps: int = 4) -> None:
