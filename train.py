@@ -9,6 +9,7 @@
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
     python train.py sweep slim seed=0..4 lr=1e-4,3e-4       many runs: see sweep --help
     python train.py export <checkpoint> out=actor.onnx      the actor as an ONNX file
+    python train.py report runs out=report.html     one page about all runs in a directory
     python train.py infopower/paper                 a setting of configs/infopower
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "eval", "resume", "list", "data", "sweep", "export")
+COMMANDS = ("train", "eval", "resume", "list", "data", "sweep", "export", "report")
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
         command, rest = "train", arguments
     try:
         commands = {"train": train, "eval": evaluate, "resume": resume, "list": show, "data": data}
-        commands |= {"sweep": sweep, "export": export}
+        commands |= {"sweep": sweep, "export": export, "report": report}
         return commands[command](rest)
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -292,6 +293,31 @@ def export(arguments: list[str]) -> int:
     for name in description["outputs"]:
         print(f"  out  {name}")
     print(f"\nas torch's up to {description['difference']:.1e}, relative to 1 + |x|")
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """`report runs/… [out=report.html]`: one page about all runs in directories and below them.
+
+    Curves and final metrics as interquartile means over seeds with 95 % intervals, one line per
+    agent and setting; pictures and videos of the first seed; configurations, versions, commands.
+    The page holds all of it and loads nothing.
+    """
+    from agents.core.config import ConfigError
+    from agents.core.report import report as build_page
+
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(inspect.getdoc(report))
+        return 0
+    output, rest = _take(arguments, "out")
+    if not rest or any("=" in argument and not Path(argument).exists() for argument in rest):
+        raise ConfigError("report: expected directories of runs, e.g. report runs out=report.html")
+    text, path = build_page([Path(directory) for directory in rest]), Path(output or "report.html")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"out={path}: {error.strerror}; expected a writable file") from None
+    print(f"{path}: {len(text) / 2**20:.1f} MiB")
     return 0
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
+import platform
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +30,8 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 class Run:
     """Files, lock and signals of a run directory.
 
-    `config.yaml metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`. Use as a context
-    manager: inside, SIGTERM, SIGUSR1 and SIGINT set `stop` instead of killing the process.
+    `config.yaml starts.jsonl metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`. Use as a
+    context manager: inside, SIGTERM, SIGUSR1 and SIGINT set `stop` instead of killing the process.
 
     Args:
         directory: created if missing.
@@ -57,6 +63,8 @@ class Run:
         self._tensorboard: SummaryWriter | None = None
         self._purge_step = step + 1
         self.started = time.perf_counter()
+        if not self.finished:
+            self._note_start(step)
 
     @property
     def last(self) -> Path:
@@ -86,6 +94,25 @@ class Run:
                     f"run={self.directory}: holds a run with {key}={saved.get(key)!r}, expected "
                     f"{config.get(key)!r}; give another run= or delete the directory"
                 )
+
+    def _note_start(self, step: int) -> None:
+        """Command, versions and step of every start, in starts.jsonl."""
+        versions = {"python": platform.python_version()}
+        for name in ("infomax-rl", "torch", "mujoco", "gymnasium", "numpy"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        script = Path(sys.argv[0]).name
+        start = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": max(step, 0),
+            "command": shlex.join(["python", script, *sys.argv[1:]]),
+            "versions": versions,
+        }
+        try:
+            with (self.directory / "starts.jsonl").open("a") as file:
+                file.write(json.dumps(start) + "\n")
+        except OSError as error:
+            raise ConfigError(f"run={self.directory}: {error.strerror}") from None
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Write one row to metrics.csv and TensorBoard."""

@@ -1,0 +1,152 @@
+"""The page about runs: its numbers, and what a real browser makes of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from agents.core.config import ConfigError, save_yaml
+from agents.core.plot import plot_metrics, write_video
+from agents.core.report import curve, find_runs, group, interval, iqm, report
+from agents.core.run import Run
+
+
+def write_run(directory: Path, seed: int, value: float, done: bool = True, **settings) -> None:
+    """A run directory whose `score` rises to `value`."""
+    directory.mkdir(parents=True)
+    config = {"agent": "toy", "env": "maze", "seed": seed, "env_kwargs": {}, "lr": 0.1, **settings}
+    save_yaml(config, directory / "config.yaml")
+    rows = [f"{100 * i},{value * i / 10},{'' if i % 5 else i}" for i in range(1, 11)]
+    (directory / "metrics.csv").write_text("\n".join(["timesteps,score,eval/rare", *rows]) + "\n")
+    (directory / "starts.jsonl").write_text(
+        json.dumps({"command": f"python train.py toy seed={seed}", "versions": {"torch": "9.9"}})
+        + "\n"
+    )
+    if done:
+        (directory / "done.json").write_text(json.dumps({"score": value, "random/score": 0.5}))
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    for seed, value in enumerate([1.0, 2.0, 3.0, 4.0, 100.0]):
+        write_run(tmp_path / "runs" / f"a{seed}", seed, value)
+    write_run(tmp_path / "runs" / "b", 0, 7.0, lr=0.2, env_kwargs={"size": 3})
+    write_run(tmp_path / "runs" / "c", 1, 9.0, done=False, lr=0.2, env_kwargs={"size": 3})
+    write_run(tmp_path / "runs" / "<i>evil</i>", 0, 5.0, env="<b>other</b>", agent="<u>x</u>")
+    first = tmp_path / "runs" / "a0"
+    plot_metrics(first / "metrics.csv", first / "plots" / "skills.png")
+    frames = torch.randint(0, 255, (12, 2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    write_video(first / "video" / "skills.mp4", frames.to(torch.uint8), 10)
+    return tmp_path / "runs"
+
+
+def test_iqm_by_hand():
+    values = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [100.0, 5.0]])
+    centre, low, high = iqm(values)
+    assert centre.tolist() == [2.5, 5.0]  # the middle half of four
+    assert low[0] < 2.5 < high[0]
+    assert low[1] == high[1] == 5.0
+    assert interval([2.0]) == "2"
+
+
+def test_groups_are_seeds_of_one_setting_and_say_what_differs(runs):
+    sections = group(find_runs([runs]))
+    assert list(sections) == ["<b>other</b>", "maze"]
+    one, two = sections["maze"]
+    assert one.label == "toy env_kwargs={} env_kwargs.size=None lr=0.1"
+    assert two.label == "toy env_kwargs=None env_kwargs.size=3 lr=0.2"
+    assert [len(one.runs), len(two.runs), len(two.chosen)] == [5, 2, 1]
+
+
+def test_curves_are_means_where_all_runs_have_values(runs):
+    one = group(find_runs([runs]))["maze"][0]
+    line = curve(one.chosen, "score", points=10)
+    assert line is not None
+    steps, centre, low, high = line
+    assert (steps[0], steps[-1]) == (100, 1000)
+    np.testing.assert_allclose(centre, 3.0 * steps / 1000)  # the mean of 2, 3, 4
+    assert (low <= centre).all() and (centre <= high).all() and high[-1] > low[-1]
+    rare = curve(one.chosen, "eval/rare")
+    assert rare is not None
+    assert rare[0][0] == 500  # from the first value on
+    assert curve(one.chosen, "never") is None
+
+
+def test_a_run_notes_every_start_and_its_versions(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py", "toy", "env_kwargs={a: 1}"])
+    for _ in range(2):
+        with Run(tmp_path / "run", "toy", {"seed": 1}):
+            pass
+    starts = find_runs([tmp_path])[0].starts
+    assert [start["command"] for start in starts] == ["python train.py toy 'env_kwargs={a: 1}'"] * 2
+    assert starts[0]["versions"]["torch"] == torch.__version__
+    assert starts[0]["step"] == 0
+
+
+def test_mistakes_are_one_line(tmp_path, capsys, runs):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([], "expected directories of runs"),
+        ([str(tmp_path / "empty")], "no run in"),
+        ([str(runs), "title=x"], "expected directories of runs"),
+        ([str(runs), f"out={tmp_path}/no/such"], "expected a writable file"),
+    ):
+        assert train.main(["report", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1
+    (runs / "a0" / "done.json").write_text("{")
+    with pytest.raises(ConfigError, match="a0: cannot read the run"):
+        report([runs])
+
+
+def browser_path() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    return found
+
+
+def test_a_browser_shows_all_of_it_and_loads_nothing(runs, tmp_path, capsys):
+    """Pictures and videos decode, tables hold the numbers, texts stay texts, no request is made."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path, executable = tmp_path / "page.html", browser_path()
+    assert train.main(["report", str(runs), f"out={path}"]) == 0
+    assert "page.html: " in capsys.readouterr().out
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        requests, errors = [], []
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(path.as_uri())
+        sizes = tab.eval_on_selector_all("img", "all => all.map(x => x.naturalWidth)")
+        assert len(sizes) == 3  # two environments' curves and one run's picture
+        assert min(sizes) > 100
+        tab.wait_for_function("document.querySelector('video').readyState >= 2")
+        video = tab.eval_on_selector("video", "x => [x.videoWidth, x.videoHeight, x.duration]")
+        assert video == [128, 64, 1.2]
+        row = tab.locator("tr", has=tab.locator("td", has_text="score").first).first
+        assert "3 [" in tab.locator("tr:has(td:text-is('score'))").last.inner_text()
+        assert row.is_visible()
+        text = tab.inner_text("body")
+        for words in (
+            "maze",
+            "python train.py toy seed=4",
+            "torch 9.9",
+            "<b>other</b>",
+            "unfinished",
+        ):
+            assert words in text, words
+        assert tab.locator("b, i, u").count() == 0
+        overflow = "document.documentElement.scrollWidth <= window.innerWidth"
+        assert tab.evaluate(overflow)  # wide tables scroll by themselves
+        browser.close()
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert errors == []
