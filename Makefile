@@ -26,7 +26,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/slim.py all
 
 report: .venv/installed
-	$(BIN)/python benchmarks/slim.py report
+	$(BIN)/python benchmarks/gallery.py $(wildcard runs)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

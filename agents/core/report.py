@@ -155,13 +155,18 @@ def group(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
     return {env: list(groups.values()) for env, groups in sections.items()}
 
 
-def report(paths: Sequence[Path], title: str = "Runs") -> str:
+def report(paths: Sequence[Path]) -> str:
     """The page about all runs in directories.
 
     Raises:
         ConfigError: a path without runs, or damaged ones.
     """
-    sections = group(find_runs(paths))
+    return page("Runs", report_body(find_runs(paths)))
+
+
+def report_body(runs: Sequence[RunFiles]) -> str:
+    """What a page says about runs."""
+    sections = group(runs)
     media = Media(MEDIA_LIMIT)
     body = [
         f"<nav>{''.join(f'<a href=#{_anchor(env)}>{_text(env)}</a>' for env in sections)}</nav>"
@@ -181,11 +186,11 @@ def report(paths: Sequence[Path], title: str = "Runs") -> str:
             f"<p><small>{media.left_out} pictures and videos were left out, which would exceed "
             f"{MEDIA_LIMIT >> 20} MiB: see the run directories.</small></p>"
         )
-    return page(title, "\n".join(body))
+    return "\n".join(body)
 
 
 def results_table(groups: Sequence[Group]) -> str:
-    """Final metrics, a row for each and a column per group, with a random policy's where known."""
+    """Final metrics, a row for each (`random/…` are a random policy's) and a column per group."""
     finished = [g for g in groups if g.chosen[0].results is not None]
     names = dict.fromkeys(k for g in finished for k in g.chosen[0].results or {})
     rows = []

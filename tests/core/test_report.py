@@ -14,6 +14,8 @@ from agents.core.plot import plot_metrics, write_video
 from agents.core.report import curve, find_runs, group, interval, iqm, report
 from agents.core.run import Run
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def write_run(directory: Path, seed: int, value: float, done: bool = True, **settings) -> None:
     """A run directory whose `score` rises to `value`."""
@@ -102,6 +104,24 @@ def test_mistakes_are_one_line(tmp_path, capsys, runs):
     (runs / "a0" / "done.json").write_text("{")
     with pytest.raises(ConfigError, match="a0: cannot read the run"):
         report([runs])
+
+
+def test_the_gallery_shows_every_result(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gallery
+
+    text = gallery.gallery([])
+    pictures = list((ROOT / "benchmarks" / "results").glob("*/*.png"))
+    assert len(pictures) >= 5
+    assert text.count("data:image/png") == len(pictures)
+    for name in gallery.TITLES:
+        start = text.index(f"<h2 id={name}>")
+        assert "<table>" in text[start : text.find("<h2", start + 1)], name
+    assert "145 [132, 169]" in text  # of SLIM's headline table
+    assert 'href="' not in text.replace('href="http', "")
+    assert gallery.first_table("# A\n\n## B\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nend") == (
+        "B", "| a | b |\n|---|---|\n| 1 | 2 |\n",
+    )  # fmt: skip
 
 
 def browser_path() -> str:
