@@ -2,6 +2,7 @@
 
     python train.py slim env=tabletop seed=1        train (the same command resumes, or is done)
     python train.py diayn env=tabletop seed=1       a baseline: a configuration of the nearest agent
+    torchrun --nproc-per-node=4 train.py slim       one run on several processes or GPUs
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
     python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
@@ -103,26 +104,28 @@ def resume(arguments: list[str]) -> int:
 def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
     """Train in a run directory, from where it stands."""
     from agents import AGENTS
+    from agents.core import parallel
     from agents.core.config import to_dict
     from agents.core.run import EXIT_CODES, Run
 
-    with Run(directory, name, to_dict(config)) as run:
+    with parallel.together() as rank, Run(directory, name, to_dict(config), rank == 0) as run:
+        say = print if rank == 0 else lambda text: None
         if run.finished:
-            print(f"{directory}: finished already; give another seed= or run=, or delete it")
+            say(f"{directory}: finished already; give another seed= or run=, or delete it")
             return 0
         agent = AGENTS[agent_name](config=config)
         agent.run = run
         if run.checkpoint is not None:
             agent.restore(run.checkpoint, run.last)
-            print(f"{directory}: resuming at {agent.num_timesteps:,} steps")
+            say(f"{directory}: resuming at {agent.num_timesteps:,} steps")
         else:
-            print(f"{directory}: {name} in {config.env} on {agent.device}")
-        agent.learn(progress_bar=True)
+            say(f"{directory}: {name} in {config.env} on {agent.device}")
+        agent.learn(progress_bar=rank == 0)
         if run.stop is not None:
-            print(
-                f"{directory}: stopped by {run.stop.name}, saved at {agent.num_timesteps:,} steps"
-            )
+            say(f"{directory}: stopped by {run.stop.name}, saved at {agent.num_timesteps:,} steps")
             return EXIT_CODES[run.stop]
+        if rank:
+            return 0
         results = agent.report(directory)
         run.finish(results)
         print_results(results)
@@ -147,8 +150,8 @@ def evaluate(arguments: list[str]) -> int:
         print(f"{inspect.getdoc(evaluate)}\n\nSettings with dataset=:\n")
         print(configuration.describe(OfflineConfig))
         return 0
-    files = [Path(argument) for argument in arguments if "=" not in argument]
-    directory, rest = _take([a for a in arguments if "=" in a], "run")
+    files = [Path(argument) for argument in arguments if _is_file(argument)]
+    directory, rest = _take([a for a in arguments if not _is_file(a)], "run")
     output, rest = _take(rest, "json")
     checkpoint, rest = _take(rest, "checkpoint")
     device, rest = _take(rest, "device")
@@ -280,7 +283,7 @@ def export(arguments: list[str]) -> int:
         print(inspect.getdoc(export))
         return 0
     output, rest = _take(arguments, "out")
-    if len(rest) != 1 or "=" in rest[0]:
+    if len(rest) != 1 or not _is_file(rest[0]):
         raise ConfigError("export: expected one checkpoint, e.g. export runs/…/last.ckpt")
     agent = agents.load(rest[0], device="cpu", num_envs=4)
     path = Path(output) if output else Path(rest[0]).with_suffix(".onnx")
@@ -310,7 +313,7 @@ def report(arguments: list[str]) -> int:
         print(inspect.getdoc(report))
         return 0
     output, rest = _take(arguments, "out")
-    if not rest or any("=" in argument and not Path(argument).exists() for argument in rest):
+    if not rest or not all(map(_is_file, rest)):
         raise ConfigError("report: expected directories of runs, e.g. report runs out=report.html")
     text, path = build_page([Path(directory) for directory in rest]), Path(output or "report.html")
     try:
@@ -383,6 +386,12 @@ def _flags(
             if not values[flag]:
                 raise ConfigError(f"--{flag}: expected a value")
     return values, rest
+
+
+def _is_file(argument: str) -> bool:
+    """Whether it is no `key=value`; directories of runs have `=` in their names as well."""
+    key, equals, _ = argument.partition("=")
+    return not equals or "/" in key
 
 
 def _first_line(thing: Any) -> str:

@@ -37,6 +37,7 @@ from agents.core.decomposition import (
     win_rate,
 )
 from agents.core.evaluate import Episodes
+from agents.core.parallel import everywhere
 from agents.core.replay import Replay
 from agents.core.roles import Across, Roles, StateAttention
 
@@ -339,7 +340,7 @@ class ACORM(Agent):
 
     def update(self) -> dict[str, Tensor]:
         """Gradient steps on whole episodes, as soon as there are enough of them."""
-        if self.memory.count_episodes("ended") < self.config.batch_size:
+        if not everywhere(self.memory.count_episodes("ended") >= self.config.batch_size):
             return {}
         values: dict[str, list[Tensor]] = {}
         for _ in range(self.config.updates):

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import envs
+from agents.core import parallel
 from agents.core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from agents.core.config import ConfigError, build, require, to_dict
 from agents.core.evaluate import Episodes, evaluate
@@ -145,6 +146,8 @@ class Agent:
             overrides["env"] = env if isinstance(env, str) else _env_name(env)
         layers = [to_dict(config)] if config is not None else []
         self.config: Any = build(self.Config, layers, overrides)
+        rank, self.processes = parallel.rank(), parallel.world()
+        self.seed = _stable_hash(self.config.seed, rank) if rank else self.config.seed
         self.device = _device(self.config.device)
         self.env = self._make_env(env)
         if self.env.autoreset is not gym.vector.AutoresetMode.SAME_STEP:
@@ -154,10 +157,13 @@ class Agent:
         self.parts: dict[str, Stateful] = {}
         self.rollout_steps = 1
         self.run: Run | None = None
-        self.generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
         with torch.random.fork_rng():  # networks draw from the global generator
             torch.manual_seed(self.config.seed)
             self.build()
+        self.synchronised = None
+        if self.processes > 1:
+            self.synchronised = parallel.Synchronised(parallel.modules(self.parts))
         self.guard, self._metrics = FiniteGuard(), Mean()
         self._obs: Tensor | None = None  # None until training starts
         self._state: State = {}
@@ -211,7 +217,7 @@ class Agent:
         """
         total = self.config.total_timesteps if total_timesteps is None else total_timesteps
         if self._obs is None:
-            self._obs, _ = self.env.reset(seed=self.config.seed)
+            self._obs, _ = self.env.reset(seed=self.seed)
             self._state = self.initial_state(self.num_envs)
         started, first = time.perf_counter(), self.num_timesteps
         # None: no bar where nobody watches (a pipe, a log file).
@@ -220,6 +226,8 @@ class Agent:
             while self.num_timesteps < total:
                 self.collect()
                 metrics = self.update()
+                if self.synchronised is not None:
+                    self.synchronised.average_buffers()
                 self.num_updates += 1
                 for name, value in metrics.items():
                     self.guard.watch(name, value)
@@ -253,7 +261,7 @@ class Agent:
             self._returns = torch.stack(
                 [torch.where(done, 0, running), torch.where(done, running, self._returns[1])]
             )
-            self.num_timesteps += self.num_envs
+            self.num_timesteps += self.num_envs * self.processes
 
     def perceive(self, state: State, context: Mapping[str, Any]) -> State:
         """`state` with what `act` reads of the environment's context."""
@@ -271,6 +279,8 @@ class Agent:
         def due(interval: int) -> bool:
             return interval > 0 and self.num_updates % interval == 0
 
+        if run is not None and self.processes > 1:
+            run.agree_to_stop()
         stop = run is not None and run.stop is not None
         going_on = True
         if last or due(config.log_interval) or due(config.eval_interval):
@@ -457,7 +467,8 @@ class Agent:
 
         The environment is continued too unless it has another number of rows or the checkpoint
         comes from another kind of device, whose simulation and random numbers do not carry over;
-        then training goes on from freshly reset environments.
+        then training goes on from freshly reset environments. So do all processes of `torchrun` but
+        the first, whose environments a checkpoint holds.
 
         Raises:
             ValueError: the tree belongs to another agent or to networks of other sizes.
@@ -465,7 +476,7 @@ class Agent:
         if tree["agent"] != self.name:
             raise ValueError(f"holds agent {tree['agent']!r}, expected {self.name!r}")
         same_rows = len(tree["returns"][0]) == self.num_envs
-        same_device = tree["device"] == self.device.type
+        same_device = tree["device"] == self.device.type and parallel.rank() == 0
         for name, part in self.parts.items():
             if name not in tree["parts"]:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
@@ -481,7 +492,7 @@ class Agent:
         if same_device:
             self.generator.set_state(tree["generator"].cpu())
         else:  # a generator's state does not move between kinds of devices
-            self.generator.manual_seed(_stable_hash(self.config.seed, self.num_timesteps))
+            self.generator.manual_seed(_stable_hash(self.seed, self.num_timesteps))
         self._metrics.load_state_dict(_to(tree["metrics"], self.device))
         if same_rows and same_device and tree["obs"] is not None:
             self.env.load_state_dict(tree["env"])
@@ -554,10 +565,10 @@ class Agent:
         if isinstance(env, gym.Env):
             from envs.adapt import from_gymnasium
 
-            return from_gymnasium(env, device=self.device, seed=config.seed)
+            return from_gymnasium(env, device=self.device, seed=self.seed)
         try:
             return envs.make(
-                config.env, config.num_envs, self.device, config.seed, **config.env_kwargs
+                config.env, config.num_envs, self.device, self.seed, **config.env_kwargs
             )
         except (ValueError, TypeError) as error:
             raise ConfigError(f"env={config.env}: {error}") from None
@@ -571,7 +582,8 @@ def _env_name(env: BatchedEnv | gym.Env) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        several = f"cuda:{parallel.local_rank()}" if parallel.world() > 1 else "cuda"
+        return torch.device(several if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from agents.core.config import ConfigError, require, to_dict
+from agents.core.parallel import modules
 
 if TYPE_CHECKING:
     from agents.base import Agent, State
@@ -52,7 +53,7 @@ class Actor(nn.Module):
         prefill = getattr(agent.config, "prefill", 0)
         require(prefill < 10**12, "prefill", prefill, "an agent that does not only act at random")
         self._agent = [agent]  # in a list: an agent is no module
-        self.parts = nn.ModuleList(_modules(agent))
+        self.parts = nn.ModuleList(modules(agent.parts))
         self.carried = list(agent.initial_state(1))
         self.context = [name for name in agent.reads if name in agent.env.context()]
         self.inputs = ["observation", *(f"state_{name}" for name in self.carried), *self.context]
@@ -124,7 +125,9 @@ def export(agent: Agent, path: Path) -> dict[str, Any]:
 def _acting(agent: Agent) -> Iterator[None]:
     """Past the steps that an agent begins with at random, and in float32, for a while."""
     steps = agent.num_timesteps
-    low = [m for part in _modules(agent) for m in part.modules() if hasattr(m, "low_precision")]
+    low = [
+        m for part in modules(agent.parts) for m in part.modules() if hasattr(m, "low_precision")
+    ]
     kept: list[Any] = [m.low_precision for m in low]
     agent.num_timesteps = max(steps, getattr(agent.config, "prefill", 0))
     for module in low:
@@ -136,15 +139,6 @@ def _acting(agent: Agent) -> Iterator[None]:
         agent.num_timesteps = steps
         for module, value in zip(low, kept, strict=True):
             module.low_precision = value
-
-
-def _modules(agent: Agent) -> list[nn.Module]:
-    """Every network of an agent: its parts, and those of parts that are no modules themselves."""
-    found = []
-    for part in agent.parts.values():
-        inner = [part, *getattr(part, "__dict__", {}).values()]
-        found += [m for m in inner if isinstance(m, nn.Module)]
-    return list({id(module): module for module in found}.values())
 
 
 def _examples(agent: Agent, actor: Actor, steps: int = 5) -> list[list[Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.core.config import ConfigError
+from agents.core.parallel import pooled_moments, world
 from envs.base import BatchedEnv
 
 LOG_2PI = math.log(2 * math.pi)
@@ -43,6 +44,9 @@ class RunningNorm(nn.Module):
     Args:
         features: D.
         clip: largest absolute normalised value.
+
+    Attributes:
+        pooled: whether `update` counts what all processes of `torchrun` give it.
     """
 
     mean: Tensor
@@ -51,7 +55,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, features: int, clip: float = 10.0) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self.pooled = clip, False
         self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(features, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -61,8 +65,11 @@ class RunningNorm(nn.Module):
         """Take the samples x [..., D] into account."""
         x = x.reshape(-1, x.shape[-1]).to(torch.float64)
         variance, mean = torch.var_mean(x, 0, correction=0)
-        total = self.count + x.shape[0]
-        delta, share = mean - self.mean, x.shape[0] / total
+        samples = x.shape[0]
+        if self.pooled:
+            (mean, variance), samples = pooled_moments(mean, variance), samples * world()
+        total = self.count + samples
+        delta, share = mean - self.mean, samples / total
         self.variance.lerp_(variance, share).add_(delta.square() * share * (1 - share))
         self.mean.lerp_(mean, share)
         self.count.copy_(total)
@@ -173,12 +180,16 @@ class ReturnScale(nn.Module):
 
     def __init__(self, critics: int, rate: float = 0.1) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.pooled = rate, False
         self.register_buffer("std", torch.zeros(critics))
 
     def update(self, returns: Tensor) -> None:
         """Take the returns [..., K] into account."""
-        std = returns.flatten(0, -2).std(0).clamp_min(1e-8)
+        std = returns.flatten(0, -2).std(0)
+        if self.pooled:
+            mean = returns.flatten(0, -2).mean(0)
+            std = pooled_moments(mean, std.square())[1].sqrt()
+        std = std.clamp_min(1e-8)
         self.std.copy_(torch.maximum(std, torch.lerp(self.std, std, self.rate)))
 
     def encode(self, returns: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.core import parallel
 from agents.core.checkpoint import load_checkpoint, save_checkpoint
 from agents.core.config import ConfigError, read_yaml, save_yaml
 from agents.core.log import MetricsFile
@@ -38,13 +39,22 @@ class Run:
         agent: name of the agent or baseline.
         config: plain dict of the configuration, compared with the one the directory already holds.
 
+        leads: whether this process writes; the others of `torchrun` only read where it stands.
+
     Raises:
         ConfigError: the directory belongs to another configuration, or another process uses it.
     """
 
-    def __init__(self, directory: Path, agent: str, config: Mapping[str, Any]) -> None:
-        self.directory = directory
+    def __init__(
+        self, directory: Path, agent: str, config: Mapping[str, Any], leads: bool = True
+    ) -> None:
+        self.directory, self.leads = directory, leads
         self.stop: signal.Signals | None = None
+        self._tensorboard: SummaryWriter | None = None
+        self._lock = None
+        if not leads:
+            self.checkpoint = load_checkpoint(self.last) if self.last.exists() else None
+            return
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = (directory / ".lock").open("w")
@@ -60,7 +70,6 @@ class Run:
         self.checkpoint = load_checkpoint(self.last) if self.last.exists() else None
         step = self.checkpoint["num_timesteps"] if self.checkpoint else -1
         self.metrics = MetricsFile(directory / "metrics.csv", step)
-        self._tensorboard: SummaryWriter | None = None
         self._purge_step = step + 1
         self.started = time.perf_counter()
         if not self.finished:
@@ -116,6 +125,8 @@ class Run:
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Write one row to metrics.csv and TensorBoard."""
+        if not self.leads:
+            return
         self.metrics.write(metrics)
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(self.directory / "tb", purge_step=self._purge_step)
@@ -125,7 +136,13 @@ class Run:
 
     def save(self, tree: Mapping[str, Any], best: bool = False) -> None:
         """Write the newest (or best) checkpoint."""
-        save_checkpoint(self.best if best else self.last, tree)
+        if self.leads:
+            save_checkpoint(self.best if best else self.last, tree)
+
+    def agree_to_stop(self) -> None:
+        """A signal that one process of `torchrun` got stops all of them after the same update."""
+        number = parallel.highest(self.stop or 0)
+        self.stop = signal.Signals(number) if number else None
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Mark the run as finished; its results go to done.json."""
@@ -142,7 +159,8 @@ class Run:
             signal.signal(number, handler)
         if self._tensorboard is not None:
             self._tensorboard.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop = signal.Signals(number)
