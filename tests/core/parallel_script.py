@@ -73,7 +73,8 @@ def learn(name: str, out: Path, dataset: str, rank: int) -> dict:
     return {
         "parameters": digest(parameters), "buffers": digest(buffers), "fresh": fresh,
         "observed": None if agent._obs is None else agent._obs.double().sum().item(),
-        "seconds": time.process_time() - started, "updates": agent.num_updates, "timesteps": agent.num_timesteps,
+        "seconds": time.process_time() - started,
+        "updates": agent.num_updates, "timesteps": agent.num_timesteps,
         "generator": digest([agent.generator.get_state()]),
     }  # fmt: skip
 
