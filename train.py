@@ -65,6 +65,10 @@ def main(arguments: list[str]) -> int:
     ) as error:  # fmt: skip
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a directory that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def train(arguments: list[str]) -> int:

@@ -1,4 +1,6 @@
-"""What happens when things go wrong: python benchmarks/trust.py <campaign|all> [count=N] [agents=slim,…]
+"""What happens when things go wrong.
+
+    python benchmarks/trust.py <campaign|all> [count=N] [agents=slim,masd,…]
 
     kill         kill -9 at random moments; the same command goes on, bit for bit
     signals      SIGTERM, SIGINT, SIGUSR1 at random moments
@@ -10,15 +12,16 @@
     datasets     mutated HDF5 files of an offline dataset (corro)
     soak         growth of memory and file descriptors; count is seconds
 
-Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports. Every campaign is
-one function that returns how many trials it made and what was wrong; rows are added to
-results/trust/trust.csv, one per campaign and agent, where the newest replaces an older one.
+Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports. Every campaign
+is one function that returns how many trials it made and what was wrong; results/trust/trust.csv has a
+row per campaign and agent, the newest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import random
@@ -45,7 +48,6 @@ import train
 from agents import AGENTS, CheckpointError, ConfigError, NonFiniteError
 from agents.core import config as configuration
 from agents.core.checkpoint import load_checkpoint
-from agents.core.parallel import modules
 from agents.core.run import Run
 from envs.data import TaskData, load, save
 from envs.hdf5 import DataError
@@ -66,8 +68,8 @@ def dataset(folder: Path) -> Path:
         walked = torch.cat([torch.zeros(4, 6, 1, 2), 0.1 * actions.cumsum(2)], 2)
         rewards = -(walked[:, :, 1:] - env.tasks[:, None, None]).norm(dim=-1)
         data = TaskData.build(
-            walked, actions, rewards, tasks=env.tasks, behaviour=torch.arange(4)[:, None].expand(4, 6).clone(),
-            training=torch.arange(4) < 3, references=torch.tensor([[-10.0, -4.0]]).repeat(4, 1),
+            walked, actions, rewards, tasks=env.tasks,
+            behaviour=torch.arange(4)[:, None].expand(4, 6).clone(), training=torch.arange(4) < 3, references=torch.tensor([[-10.0, -4.0]]).repeat(4, 1),
             family="point-robot", tier=tier,
         )  # fmt: skip
         save(data, root)
@@ -92,7 +94,8 @@ def make(name: str, folder: Path, **overrides: Any) -> Any:
 def start(name: str, run: Path, folder: Path) -> int:
     """Begin `train.py smoke/<name>` in a fork; returns its process id."""
     sys.stdout.flush()
-    log = run.with_suffix(".log")
+    log = folder / f"{run.name}.log"
+    log.unlink(missing_ok=True)
     pid = os.fork()
     if pid:
         return pid
@@ -153,7 +156,7 @@ def whole(name: str, folder: Path) -> tuple[Path, float]:
     """An uninterrupted run, and the seconds it takes."""
     run, began = folder / f"{name}-whole", time.monotonic()
     code = wait(start(name, run, folder))
-    assert code == 0, run.with_suffix(".log").read_text()[-2000:]
+    assert code == 0, (folder / f"{run.name}.log").read_text()[-2000:]
     return run, time.monotonic() - began
 
 
@@ -178,7 +181,7 @@ def interrupted(name: str, count: int, folder: Path, numbers: list[int]) -> tupl
             continue
         hits += 1
         if code not in (75, 130) and -code not in numbers:
-            problems.append(f"exit code {code}: {run.with_suffix('.log').read_text()[-300:]}")
+            problems.append(f"exit code {code}: {(folder / f'{run.name}.log').read_text()[-300:]}")
             return hits, problems
         if (run / "last.ckpt").exists():
             try:
@@ -215,18 +218,15 @@ def disk(name: str, count: int, folder: Path) -> tuple[int, Problems]:
                 raise common.Skipped("disk: needs the right to mount a tmpfs")
             try:
                 run = mount / "run"
-                pid = start(name, run, folder)
-                while not (run / "last.ckpt").exists() and os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    time.sleep(0.002)
                 if kind == "read-only":
-                    subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=False)
-                    for _ in range(200):  # busy while a file is open for writing
-                        if subprocess.run(
-                            ["mount", "-o", "remount,ro", str(mount)], capture_output=True
-                        ).returncode == 0:  # fmt: skip
-                            break
-                        time.sleep(0.01)
-                elif kind == "deleted":
+                    run.mkdir()
+                    subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+                pid = start(name, run, folder)
+                while kind != "read-only" and not (run / "last.ckpt").exists():
+                    time.sleep(0.002)
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                        break
+                if kind == "deleted":
                     shutil.rmtree(run, ignore_errors=True)
                 code = wait(pid)
                 trials += 1
@@ -281,7 +281,8 @@ def nan(name: str, count: int, folder: Path) -> tuple[int, Problems]:
             at = draw.randrange(2, 6)
             injected = _inject(agent, place, at, draw)
             trials += 1
-            with Run(run, name, {"seed": trial}) as files:
+            silence = contextlib.redirect_stdout(io.StringIO())
+            with silence, Run(run, name, {"seed": trial}) as files:
                 agent.run = files
                 try:
                     agent.learn(total_timesteps=10**9, callback=lambda a, row: a.num_updates < 60)
@@ -290,9 +291,8 @@ def nan(name: str, count: int, folder: Path) -> tuple[int, Problems]:
                     if ":" not in str(error):
                         problems.append(f"{place}: no source in {str(error)!r}")
                     if injected and agent.num_updates - injected[0] > 1:
-                        problems.append(
-                            f"{place}: noticed {agent.num_updates - injected[0]} updates later"
-                        )
+                        late = agent.num_updates - injected[0]
+                        problems.append(f"{place}: noticed {late} updates later")
             if files.last.exists() and not _finite(load_checkpoint(files.last)["parts"]):
                 problems.append(f"{place}: a checkpoint holds it")
     return trials, problems
@@ -305,7 +305,7 @@ def _inject(agent: Any, place: str, at: int, draw: random.Random) -> list[int]:
     row = draw.randrange(agent.num_envs)
 
     def due() -> bool:
-        if happened or agent.num_updates < at:
+        if happened or hasattr(agent, "spoiled") or agent.num_updates < at:
             return False
         happened.append(agent.num_updates)
         return True
@@ -326,20 +326,24 @@ def _inject(agent: Any, place: str, at: int, draw: random.Random) -> list[int]:
             action = action.clone()
             action[row] = torch.nan
         elif place == "action" and not action.is_floating_point():
-            _spoil(agent, due, "parameter")
+            _spoil(agent, due, "parameter", happened)
         return action, state
 
     def update() -> Any:
-        _spoil(agent, due, place)
+        _spoil(agent, due, place, happened)
         return original_update()
 
     agent.env.step, agent.act, agent.update = step, act, update
     return happened
 
 
-def _spoil(agent: Any, due: Callable[[], bool], place: str) -> None:
+def _spoil(agent: Any, due: Callable[[], bool], place: str, happened: list[int]) -> None:
     optimizers = [p for p in agent.parts.values() if isinstance(p, torch.optim.Optimizer)]
-    used = [o for o in optimizers if o.state]
+    before, now = getattr(agent, "stepped", {}), {}
+    for i, optimizer in enumerate(optimizers):
+        now[i] = sum(float(state.get("step", 0)) for state in optimizer.state.values())
+    agent.stepped = now
+    used = [o for i, o in enumerate(optimizers) if now[i] > before.get(i, 0)]  # by the last update
     if place not in ("parameter", "gradient", "moment") or not used or not due():
         return
     parameter = next(p for p in used[0].param_groups[0]["params"] if p in used[0].state)
@@ -349,7 +353,14 @@ def _spoil(agent: Any, due: Callable[[], bool], place: str) -> None:
         elif place == "moment":
             used[0].state[parameter]["exp_avg"].view(-1)[0] = torch.nan
         else:
-            parameter.register_hook(lambda gradient: gradient * torch.nan)
+            happened.clear()  # it happens when a gradient gets there
+
+            def spoil(gradient: torch.Tensor) -> torch.Tensor:
+                happened[:] = happened or [agent.num_updates]
+                return gradient * torch.nan
+
+            parameter.register_hook(spoil)
+            agent.spoiled = True
 
 
 def _finite(tree: Any) -> bool:
@@ -360,9 +371,9 @@ def _finite(tree: Any) -> bool:
     return all(map(_finite, tree)) if isinstance(tree, (list, tuple)) else True
 
 
-WORDS = ("", "-1", "0", "1e999", "nan", "true", "null", "[]", "{}", "[1,[2,[3]]]", "${x}", "!!python/x", "&a",
-         "1e-3", "10**9", "'", "\0", "é", "9" * 400, "a" * 2000, "0x10", "010", "1:30", "- -", "{a: {b: c}}",
-         "../../etc", "~", "*a", "[8,8]", "hard", "🙂", "%s", "2", "16", "0.5", "False")  # fmt: skip
+WORDS = ("", "-1", "0", "1e999", "nan", "true", "null", "[]", "{}", "[1,[2,[3]]]", "${x}",
+         "!!python/x", "&a", "1e-3", "10**9", "'", "\0", "é", "9" * 400, "a" * 2000, "0x10", "010",
+         "1:30", "- -", "{a: {b: c}}", "../../etc", "~", "*a", "[8,8]", "hard", "🙂", "%s", "2", "16", "0.5", "False")  # fmt: skip
 
 
 def configs(name: str, count: int, folder: Path) -> tuple[int, Problems]:
@@ -408,8 +419,9 @@ def _watched() -> Iterator[list[str]]:
 
 
 _WATCHING: list[list[str]] = []
-_FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect", "pickle.find_class",
-              "marshal.loads", "os.remove", "os.rename", "shutil.rmtree", "ctypes.dlopen")  # fmt: skip
+_FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect",
+              "pickle.find_class", "marshal.loads", "os.remove", "os.rename", "shutil.rmtree",
+              "ctypes.dlopen")  # fmt: skip
 sys.addaudithook(
     lambda event, _: _WATCHING[-1].append(event) if _WATCHING and event in _FORBIDDEN else None
 )

@@ -7,6 +7,7 @@ the key, what was expected and what is there.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,13 @@ class SafeFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.file.close()
+        """Close; what HDF5 says of a damaged file, in many exceptions, becomes a `DataError`."""
+        with contextlib.suppress(RuntimeError, OSError):
+            self.file.close()
+        kinds = (RuntimeError, LookupError, OSError, TypeError, ValueError, ArithmeticError)
+        if isinstance(error, (*kinds, MemoryError)) and not isinstance(error, DataError):
+            reason = " ".join(str(error).split())
+            raise DataError(self.path, "", "a sound HDF5 file", reason) from error
 
     def names(self, group: str = "/") -> list[str]:
         """Names in a group; of links that lead elsewhere, too."""

@@ -1,0 +1,45 @@
+"""Short versions of the campaigns of benchmarks/trust.py; the full ones commit their table."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents import AGENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import trust  # noqa: E402
+
+SHORT = [
+    *(("configs", name, 60) for name in AGENTS),
+    ("checkpoints", "masd", 40), ("checkpoints", "corro", 40), ("nan", "masd", 1), ("nan", "corro", 1),
+    ("same", "corro", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("which", "name", "count"), SHORT)
+def test_short(which, name, count):
+    trials, problems = trust.campaign(which, name, count)
+    assert trials >= count
+    assert problems == []
+
+
+def test_damaged_datasets_are_refused_in_one_line():
+    """Values of an array have no checksum in the file: those may differ, everything else is seen."""
+    trials, problems = trust.campaign("datasets", "corro", 12)
+    assert trials == 12
+    assert [p for p in problems if "other data" not in p] == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("which", trust.CAMPAIGNS)
+def test_full(which, name):
+    try:
+        trials, problems = trust.campaign(which, name, trust.CAMPAIGNS[which][1])
+    except trust.common.Skipped as reason:
+        pytest.skip(str(reason))
+    trust.record(which, name, trials, problems)
+    assert problems == []
