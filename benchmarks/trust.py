@@ -13,8 +13,8 @@
     soak         growth of memory and file descriptors; count is seconds
 
 Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports. Every campaign
-is one function that returns how many trials it made and what was wrong; results/trust/trust.csv has a
-row per campaign and agent, the newest.
+is one function that returns how many trials it made and what was wrong; results/trust/trust.csv has
+a row per campaign and agent, the newest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["INFOMAX_PROCESSORS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
@@ -69,7 +68,8 @@ def dataset(folder: Path) -> Path:
         rewards = -(walked[:, :, 1:] - env.tasks[:, None, None]).norm(dim=-1)
         data = TaskData.build(
             walked, actions, rewards, tasks=env.tasks,
-            behaviour=torch.arange(4)[:, None].expand(4, 6).clone(), training=torch.arange(4) < 3, references=torch.tensor([[-10.0, -4.0]]).repeat(4, 1),
+            behaviour=torch.arange(4)[:, None].expand(4, 6).clone(),
+            training=torch.arange(4) < 3, references=torch.tensor([[-10.0, -4.0]]).repeat(4, 1),
             family="point-robot", tier=tier,
         )  # fmt: skip
         save(data, root)
@@ -100,6 +100,7 @@ def start(name: str, run: Path, folder: Path) -> int:
     if pid:
         return pid
     code = 70
+    os.environ["INFOMAX_PROCESSORS"] = "1"
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
@@ -373,7 +374,8 @@ def _finite(tree: Any) -> bool:
 
 WORDS = ("", "-1", "0", "1e999", "nan", "true", "null", "[]", "{}", "[1,[2,[3]]]", "${x}",
          "!!python/x", "&a", "1e-3", "10**9", "'", "\0", "é", "9" * 400, "a" * 2000, "0x10", "010",
-         "1:30", "- -", "{a: {b: c}}", "../../etc", "~", "*a", "[8,8]", "hard", "🙂", "%s", "2", "16", "0.5", "False")  # fmt: skip
+         "1:30", "- -", "{a: {b: c}}", "../../etc", "~", "*a", "[8,8]", "hard", "🙂", "%s",
+         "2", "16", "0.5", "False")  # fmt: skip
 
 
 def configs(name: str, count: int, folder: Path) -> tuple[int, Problems]:
@@ -598,9 +600,8 @@ def main(arguments: list[str]) -> int:
                 continue
             record(which, name, trials, problems)
             seconds = time.monotonic() - began
-            print(
-                f"{which:12} {name:12} {trials:6} trials {len(problems):4} problems {seconds:6.0f} s"
-            )
+            counts = f"{trials:6} trials {len(problems):4} problems {seconds:6.0f} s"
+            print(f"{which:12} {name:12} {counts}", flush=True)
             for problem in problems[:3]:
                 print(f"    {problem[:300]}", flush=True)
             failed += bool(problems)

@@ -14,8 +14,8 @@ import trust  # noqa: E402
 
 SHORT = [
     *(("configs", name, 60) for name in AGENTS),
-    ("checkpoints", "masd", 40), ("checkpoints", "corro", 40), ("nan", "masd", 1), ("nan", "corro", 1),
-    ("same", "corro", 1),
+    ("checkpoints", "masd", 40), ("checkpoints", "corro", 40),
+    ("nan", "masd", 1), ("nan", "corro", 1), ("same", "corro", 1),
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_short(which, name, count):
 
 
 def test_damaged_datasets_are_refused_in_one_line():
-    """Values of an array have no checksum in the file: those may differ, everything else is seen."""
+    """Values have no checksum in the file: those may differ, everything else is noticed."""
     trials, problems = trust.campaign("datasets", "corro", 12)
     assert trials == 12
     assert [p for p in problems if "other data" not in p] == []
