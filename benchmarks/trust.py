@@ -350,9 +350,9 @@ def _spoil(agent: Any, due: Callable[[], bool], place: str, happened: list[int])
     parameter = next(p for p in used[0].param_groups[0]["params"] if p in used[0].state)
     with torch.no_grad():
         if place == "parameter":
-            parameter.view(-1)[0] = torch.nan
+            parameter[(0,) * parameter.dim()] = torch.nan
         elif place == "moment":
-            used[0].state[parameter]["exp_avg"].view(-1)[0] = torch.nan
+            used[0].state[parameter]["exp_avg"][(0,) * parameter.dim()] = torch.nan
         else:
             happened.clear()  # it happens when a gradient gets there
 

@@ -103,6 +103,23 @@ def test_import_guard_names_the_intruder(tmp_path, package):
     assert "someone-elses" in last
 
 
+def test_the_readmes_line_shows_a_foreign_agents_that_is_found_first(tmp_path):
+    """Ours cannot see this case, being never imported; the line the README gives does."""
+    (line,) = re.findall(r"python -c \"(import agents; .*)\"", TEXT)
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "__init__.py").write_text("class Runner: ...\n")
+    seen = {}
+    for name, first in (("theirs", str(tmp_path)), ("ours", str(ROOT))):
+        code = f"import sys; sys.path.insert(0, {first!r}); {line}"
+        seen[name] = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd="/"
+        )
+    assert seen["theirs"].returncode == 1
+    assert "module 'agents' has no attribute 'AGENTS'" in seen["theirs"].stderr
+    assert seen["ours"].returncode == 0
+    assert str(ROOT / "agents" / "__init__.py") in seen["ours"].stdout
+
+
 def test_dependencies_point_one_way():
     """`envs` and `mi` know nothing of `agents`, and `mi` nothing of `envs`."""
     for package, forbidden in (("envs", ("agents",)), ("mi", ("agents", "envs"))):
