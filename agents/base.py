@@ -26,7 +26,7 @@ from agents.core import parallel
 from agents.core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from agents.core.config import ConfigError, build, require, to_dict
 from agents.core.evaluate import Episodes, evaluate
-from agents.core.log import FiniteGuard, Mean
+from agents.core.log import FiniteGuard, Mean, NonFiniteError
 from envs.base import BatchedEnv
 
 if TYPE_CHECKING:
@@ -303,8 +303,21 @@ class Agent:
             going_on = callback is None or callback(self, row) is not False
         if run is not None and (last or due(config.checkpoint_interval) or stop or not going_on):
             self.guard.check()
+            self._require_finite()
             run.save(self.state_dict())
         return going_on and not stop
+
+    def _require_finite(self) -> None:
+        """Raise rather than save networks or optimisers that a last step made NaN or infinite."""
+        for name, part in self.parts.items():
+            tensors: list[Tensor] = []
+            if isinstance(part, torch.nn.Module):
+                tensors = list(part.parameters())
+            elif isinstance(part, torch.optim.Optimizer):
+                values = [v for state in part.state.values() for v in state.values()]
+                tensors = [v for v in values if isinstance(v, Tensor)]
+            if tensors and not bool(torch.stack([v.isfinite().all() for v in tensors]).all()):
+                raise NonFiniteError(f"{name}: NaN or infinity; the previous checkpoint is kept")
 
     def headline(self, row: Mapping[str, float]) -> dict[str, float]:
         """The few metrics of a row that the console shows."""
