@@ -299,6 +299,7 @@ class Agent:
                 run.log(row)
                 if row.get(f"eval/{self.score}", float("-inf")) > self._best_score:
                     self._best_score = row[f"eval/{self.score}"]
+                    self._require_finite()
                     run.save(self.state_dict(), best=True)
             going_on = callback is None or callback(self, row) is not False
         if run is not None and (last or due(config.checkpoint_interval) or stop or not going_on):
