@@ -121,7 +121,7 @@ def gaussian_collider() -> float:
 
 
 def several(seeds: int) -> Iterator[Check]:
-    """Total correlation, interaction information, transfer entropy."""
+    """Total correlation, interaction and O-information, transfer entropy."""
     for seed in range(seeds):
         rng, n = np.random.default_rng(seed), 5000
         r = 0.5 + 0.5 * np.eye(4)
@@ -154,6 +154,21 @@ def several(seeds: int) -> Iterator[Check]:
             together - 2 * single,
             lambda t=three: mi.interaction_information(*t),
         )
+        yield (
+            "O-information, exclusive or",
+            seed,
+            "auto",
+            -math.log(2),
+            lambda b=bits: mi.o_information([*b, b[0] ^ b[1]]),
+        )
+        for name in ("auto", "ksg"):
+            yield (
+                "O-information, Gaussian",
+                seed,
+                name,
+                o_information(r),
+                lambda v=v, e=name: mi.o_information(v, e),
+            )
         noise, series = rng.standard_normal((2, n)), np.zeros((2, n))
         for t in range(1, n):
             series[0, t] = noise[0, t]
@@ -172,6 +187,31 @@ def several(seeds: int) -> Iterator[Check]:
             0.0,
             lambda s=series: mi.transfer_entropy(s[1], s[0]),
         )
+
+
+def o_information(r: np.ndarray) -> float:
+    """Of a Gaussian with correlations r, by Ω = (m - 2) H(X) + Σ H(x_i) - H(the others)."""
+    m = len(r)
+    rest = [np.linalg.slogdet(np.delete(np.delete(r, i, 0), i, 1))[1] for i in range(m)]
+    return 0.5 * float((m - 2) * np.linalg.slogdet(r)[1] - sum(rest))
+
+
+def dependency(seeds: int) -> Iterator[Check]:
+    """Wasserstein dependency of a binary symmetric channel between -1 and 1: 1 - 2p."""
+    for seed in range(min(seeds, 5)):
+        for flip in (0.1, 0.3, 0.5):
+
+            def measure(flip=flip, seed=seed) -> float:
+                generator = torch.Generator().manual_seed(seed)
+                x = torch.randint(2, (14_000, 1), generator=generator) * 2.0 - 1
+                y = torch.where(torch.rand(x.shape, generator=generator) < flip, -x, x)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    objective = mi.WassersteinDependency(mi.critics.LipschitzCritic(1, 1, 32))
+                objective.fit(x[:4000], y[:4000], steps=300, lr=3e-3, negatives=4, seed=seed)
+                return objective.eval().estimate(x[4000:], y[4000:]).value
+
+            yield f"binary symmetric channel, {flip}", seed, "wasserstein", 1 - 2 * flip, measure
 
 
 def capacity(seeds: int) -> Iterator[Check]:
@@ -334,5 +374,6 @@ def numerics(seeds: int) -> Iterator[Check]:
 
 
 CHECKS = (
-    discrete, mixed, conditional, several, capacity, bounds, coverage, consistency, numerics
+    discrete, mixed, conditional, several, dependency, capacity, bounds, coverage, consistency,
+    numerics,
 )  # fmt: skip

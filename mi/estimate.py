@@ -492,7 +492,7 @@ def _checked_copula(
     halves = [
         knn.knn([b[i::2] for b in v], measure, k).value for v in (scores, samples) for i in (0, 1)
     ]
-    # The error falls as the neighbours' distance, N^(-1/d), where densities have edges, faster else.
+    # Where densities have edges, the error falls as the neighbours' distance, N^(-1/d).
     gained = shift - (halves[0] + halves[1] - halves[2] - halves[3]) / 2
     drift = gained / (2 ** (1 / copula.correlation.shape[0]) - 1)
     floor = math.hypot(imagined.stderr, data.floor)
