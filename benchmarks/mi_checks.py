@@ -88,6 +88,16 @@ def mixed(seeds: int) -> Iterator[Check]:
                     truth,
                     lambda a=a, b=b: mi.estimate_mi(a, b),
                 )
+        if seed < 3:
+            x, y, truth = labelled(5000, np.random.default_rng(seed))
+            for name in ("ross", "mixed", "classifier"):
+                yield (
+                    "labelled, typed",
+                    seed,
+                    name,
+                    truth,
+                    lambda a=x, b=y, e=name: mi.estimate_mi(a, b, estimator=e),
+                )
 
 
 def conditional(seeds: int) -> Iterator[Check]:
@@ -113,6 +123,8 @@ def conditional(seeds: int) -> Iterator[Check]:
             yield name, seed, "auto", value, lambda a=arrays: mi.estimate_mi(*a)
             if "or" not in name:
                 yield name, seed, "ksg", value, lambda a=arrays: mi.estimate_mi(*a, estimator="ksg")
+            if name == "confounded" and seed < 2:
+                yield name, seed, "ccmi", value, lambda a=arrays: mi.estimate_mi(*a, "ccmi")
 
 
 def gaussian_collider() -> float:

@@ -183,6 +183,22 @@ def broken_bounds(rows: list[Row]) -> str:
     return markdown(["estimator", "bound", "seeds", "mean", "truth", "beyond by 3 s.e."], out)
 
 
+def scores(folder: Path) -> None:
+    """`scores.csv`: what each estimator of the registry achieved, for the README's table."""
+    found: dict[str, str] = {}
+    for part in ("discrete", "mixed", "conditional", "tasks"):  # the last one that has it counts
+        rows, key = read(folder / f"{part}.csv"), "case"
+        if part == "tasks":
+            rows, key = [r for r in rows if r["task"] in TASKS], "task"
+        for name, own in group(rows, lambda r: r["estimator"]).items():
+            errors = group(own, lambda r, key=key: r[key]).values()
+            cases = [st.fmean(abs(r["value"] - r["truth"]) for r in case) for case in errors]
+            error = st.fmean(cases)
+            found[name] = f"{error:.3f} ({f'{len(cases)} of 40' if part == 'tasks' else part})"
+    with (folder / "scores.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("estimator", "score"), *found.items()])
+
+
 def write(folder: Path, checks: Iterable[str]) -> None:
     """REPORT.md and the plots from whatever has been measured so far."""
     rows = read(folder / "tasks.csv")
@@ -201,4 +217,5 @@ def write(folder: Path, checks: Iterable[str]) -> None:
         if rows := read(folder / f"{name}.csv"):
             table = broken_bounds if name == "bounds" else checked
             parts += [f"## {name.capitalize()}", "", table(rows), ""]
+    scores(folder)
     (folder / "REPORT.md").write_text("\n".join(parts))
