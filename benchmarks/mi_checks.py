@@ -6,6 +6,7 @@ a result of `mi`; the benchmark skips the rows that it has.
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -324,22 +325,25 @@ def consistency(seeds: int) -> Iterator[Check]:
             )  # fmt: skip
 
 
-def peak_megabytes(anchors: int) -> float:
-    """Peak of a fresh process over what it held before the forward and backward pass."""
+@functools.cache
+def contrast_cost(anchors: int, keys: int, symmetric: bool) -> tuple[float, float]:
+    """Fused InfoNCE of d = 128, forward and backward: CPU-seconds, and MB over the inputs."""
     code = f"""
-import resource, torch
+import resource, time, torch
 from mi import functional
 torch.set_num_threads(1)
 functional.contrast(*torch.randn(2, 300, 128, requires_grad=True), chunk=64).backward()
-x, y = (torch.randn(n, 128).mul_(128**-0.5).requires_grad_() for n in ({anchors}, 65536))
-pages = int(open("/proc/self/statm").read().split()[1])
-functional.contrast(x, y).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pages * 4) / 1024)
+x, y = (torch.randn(n, 128).mul_(128**-0.5).requires_grad_() for n in ({anchors}, {keys}))
+pages, start = int(open("/proc/self/statm").read().split()[1]), time.process_time()
+functional.contrast(x, y, symmetric={symmetric}).backward()
+seconds = time.process_time() - start
+print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pages * 4) / 1024)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return float(done.stdout)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
 
 
 def numerics(seeds: int) -> Iterator[Check]:
@@ -362,14 +366,16 @@ def numerics(seeds: int) -> Iterator[Check]:
 
     yield "fused - dense, one way", 0, "infonce", 0.0, lambda: gap(False)
     yield "fused - dense, symmetric", 0, "infonce", 0.0, lambda: gap(True)
-    for anchors in (1024, 65_536):
-        yield (
-            f"{anchors} anchors, 65,536 keys, d = 128: MB over the inputs",
-            0,
-            "infonce",
-            0.0,
-            (lambda n=anchors: peak_megabytes(n)),
-        )
+    sizes = (
+        (8192, 8192, False),
+        (8192, 8192, True),
+        (1024, 65_536, False),
+        (65_536, 65_536, False),
+    )
+    for size in sizes:
+        for index, unit in enumerate(("CPU-s", "MB over the inputs")):
+            case = f"{size[0]} x {size[1]}{', symmetric' if size[2] else ''}, d = 128: {unit}"
+            yield case, 0, "infonce", 0.0, lambda s=size, i=index: contrast_cost(*s)[i]
     scores = torch.randn(32, 60, 8, 8, generator=generator)
     same = torch.rand(32, 60, 8, 8, generator=generator) < 0.3
     same |= torch.eye(8, dtype=torch.bool)
