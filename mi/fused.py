@@ -63,8 +63,8 @@ class _Gather(torch.autograd.Function):
 
 
 def _chunk(keys: int) -> int:
-    """Anchors at a time: some 8 MB of scores, which stay in the cache's reach."""
-    return max(64, min(1024, 2_097_152 // max(keys, 1)))
+    """Anchors at a time: some 4 MB of scores, which stay in the cache's reach."""
+    return max(64, min(1024, 1_048_576 // max(keys, 1)))
 
 
 def _dense(query: Tensor, key: Tensor, offset: int) -> Tensor:
@@ -84,7 +84,11 @@ class _OneWay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, offset: int, chunk: int) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            rows = torch.cat([torch.logsumexp(part @ key.T, 1) for part in query.split(chunk)])
+            # Written into one tensor: small results between large ones would split free memory.
+            rows = query.new_empty(len(query))
+            for start in range(0, len(query), chunk):
+                part = slice(start, start + chunk)
+                rows[part] = torch.logsumexp(query[part] @ key.T, 1)
             own = (query * key[offset : offset + len(query)]).sum(-1)
         ctx.save_for_backward(query, key, rows)
         ctx.offset, ctx.chunk = offset, chunk
@@ -99,7 +103,7 @@ class _OneWay(torch.autograd.Function):
             grad_key[own] = query
             for start in range(0, len(query), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                share = torch.exp((query[part] @ key.T).sub_(rows[part, None]))
+                share = (query[part] @ key.T).sub_(rows[part, None]).exp_()
                 grad_query[part].addmm_(share, key, alpha=-1)
                 grad_key.addmm_(share.T, query[part], alpha=-1)
             scale = grads[0] / len(query)
@@ -133,7 +137,7 @@ class _Symmetric(torch.autograd.Function):
                 part = slice(start, start + ctx.chunk)
                 scores = query[part] @ key.T
                 share = torch.exp(scores - rows[part, None])
-                share += torch.exp(scores.sub_(columns))
+                share += scores.sub_(columns).exp_()
                 grad_query[part].addmm_(share, key, alpha=-0.5)
                 grad_key.addmm_(share.T, query[part], alpha=-0.5)
             scale = grads[0] / len(query)
