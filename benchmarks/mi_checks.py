@@ -125,7 +125,13 @@ def conditional(seeds: int) -> Iterator[Check]:
             if "or" not in name:
                 yield name, seed, "ksg", value, lambda a=arrays: mi.estimate_mi(*a, estimator="ksg")
             if name == "confounded" and seed < 2:
-                yield name, seed, "ccmi", value, lambda a=arrays: mi.estimate_mi(*a, "ccmi")
+                yield (
+                    name,
+                    seed,
+                    "ccmi",
+                    value,
+                    lambda a=arrays: mi.estimate_mi(*a, estimator="ccmi"),
+                )
 
 
 def gaussian_collider() -> float:
