@@ -335,15 +335,17 @@ def consistency(seeds: int) -> Iterator[Check]:
 def contrast_cost(anchors: int, keys: int, symmetric: bool) -> tuple[float, float]:
     """Fused InfoNCE of d = 128, forward and backward: CPU-seconds, and MB over the inputs."""
     code = f"""
-import resource, time, torch
+import re, time, torch
 from mi import functional
 torch.set_num_threads(1)
 functional.contrast(*torch.randn(2, 300, 128, requires_grad=True), chunk=64).backward()
 x, y = (torch.randn(n, 128).mul_(128**-0.5).requires_grad_() for n in ({anchors}, {keys}))
-pages, start = int(open("/proc/self/statm").read().split()[1]), time.process_time()
+def kilobytes(name):  # the peak of ru_maxrss would be the parent's, if that was larger
+    return int(re.search(name + r":\\s*(\\d+)", open("/proc/self/status").read())[1])
+before, start = kilobytes("VmRSS"), time.process_time()
 functional.contrast(x, y, symmetric={symmetric}).backward()
 seconds = time.process_time() - start
-print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pages * 4) / 1024)
+print(seconds, (kilobytes("VmHWM") - before) / 1024)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -356,6 +356,12 @@ def _measure(
                 f"{width} dimensions: nothing contradicts an elliptical copula, but beyond 10 a "
                 "dependence of another shape can stay unseen; the interval holds if there is none"
             )
+    width = sum(1 if v.discrete else v.data.shape[1] for v in variables)
+    if chosen == "binned" and 5 * 2.0**width > sizes[0]:
+        warnings.append(
+            f"binned: {width} dimensions of 2 bins are more cells than a fifth of the {sizes[0]} "
+            "samples; the value is too high and no lower bound"
+        )
     if chosen == "ksg" and any(v.tied for v in variables):
         warnings.append("ksg assumes that no values repeat; use estimator='mixed'")
     stderr = found.block_stderr(block)

@@ -387,6 +387,12 @@ def test_intervals_reach_as_far_as_the_samples_still_move_the_value():
     assert plain.estimator == "student_copula" and middle == pytest.approx(plain.value)
 
 
+def test_bins_say_when_they_are_too_many():
+    x = RNG(0).standard_normal((2, 600, 6))
+    assert "too high" in mi.estimate_mi(*x, estimator="binned").warnings[0]
+    assert not mi.estimate_mi(*x[:, :, :3], estimator="binned").warnings
+
+
 def test_a_learning_curve_says_what_the_network_lacks():
     """The held-out bound has grown since half of the samples; the drift is what that foretells."""
     rng = np.random.default_rng(0)
