@@ -129,11 +129,16 @@ def stairs_plot(rows: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
+def _complete(rows: list[Row]) -> bool:
+    return set(TASKS) <= {r["task"] for r in rows}
+
+
 def tasks_plot(rows: list[Row], path: Path) -> None:
     names = list(dict.fromkeys(r["task"] for r in rows))[::-1]
     figure = Figure(figsize=(7, 0.18 * len(names) + 1), layout="constrained")
     axes = figure.add_subplot()
-    for index, (name, own) in enumerate(group(rows, lambda r: r["estimator"]).items()):
+    whole = {n: g for n, g in group(rows, lambda r: r["estimator"]).items() if _complete(g)}
+    for index, (name, own) in enumerate(whole.items()):
         axes.plot(
             [r["value"] - r["truth"] for r in own], [names.index(r["task"]) for r in own], "o",
             ms=4, alpha=0.6, label=name, color=colormaps["tab20"](index % 20),
@@ -142,7 +147,7 @@ def tasks_plot(rows: list[Row], path: Path) -> None:
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set_xlabel("value - truth [nats]")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside upper center", ncols=8)
     save_figure(figure, path)
 
 
