@@ -253,7 +253,7 @@ class ACORM(Agent):
         roles.key_encoder.requires_grad_("key-gradient" in config.defects)
         embedding = [*roles.body.parameters(), *roles.output.parameters()]
         encoder = list(roles.encoder.parameters())
-        contrast = [*encoder, *roles.critic.parameters()]
+        contrast = [*encoder, *roles.contrast.parameters()]
         contrast += embedding if config.contrastive_embedding else []
         contrast += [p for p in roles.key_encoder.parameters() if p.requires_grad]
         self.optimizers |= {

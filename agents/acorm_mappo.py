@@ -210,7 +210,7 @@ class ACORMMAPPO(Agent):
         self.optimizer = torch.optim.Adam(
             [p for group in self.groups for p in group], config.lr, eps=1e-5, fused=True
         )
-        contrast = [*encoder, *roles.critic.parameters()]
+        contrast = [*encoder, *roles.contrast.parameters()]
         contrast += embedding if config.contrastive_embedding else []
         self.contrastive = torch.optim.Adam(contrast, config.contrastive_lr, fused=True)
         self.before = Memories(self._no_memories())

@@ -415,8 +415,8 @@ class CORRO(Agent):
         if config.negatives == "decoder":  # else real could be told from generated
             other = self.generate.answer(key, task)
         q, k = encoder(query, own).flatten(0, 1), encoder(key, other).flatten(0, 1)
-        negative = (encoder(asked, negatives) @ q[..., None])[..., 0] / config.temperature
-        return -mi.functional.infonce(pos=(q * k).sum(-1) / config.temperature, neg=negative)
+        contrast = mi.GeneratedNegatives(config.temperature, cosine=False)
+        return contrast.loss(q, k, encoder(asked, negatives))
 
     def _other_transitions(self, rows: int) -> tuple[Tensor, Tensor]:
         """Choices and answers of real transitions of random tasks, [rows, K, .] each."""

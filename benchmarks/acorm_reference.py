@@ -43,7 +43,7 @@ class Reference:
         value = [*self.networks.parameters(), *self.cells.parameters()]
         self.groups = [value, list(self.roles.parameters())]
         self.optimizers = [torch.optim.Adam(group, 6e-4) for group in self.groups]
-        contrast = [*self.roles.encoder.parameters(), *self.roles.critic.parameters()]
+        contrast = [*self.roles.encoder.parameters(), *self.roles.contrast.parameters()]
         self.contrastive = torch.optim.Adam(contrast, 8e-4)
 
     def unroll(self, body: nn.Linear, step: nn.GRUCell, x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Reference:
         with torch.no_grad():
             embedding = self.embed()
         role, key = self.roles.encoder(embedding), self.roles.key_encoder(embedding).detach()
-        scores = role @ self.roles.critic.weight @ key.mT
+        scores = role @ self.roles.contrast.critic.weight @ key.mT
         total = torch.zeros(())
         for b in range(embedding.shape[0]):
             for t in range(embedding.shape[1]):

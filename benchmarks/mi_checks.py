@@ -6,6 +6,7 @@ a result of `mi`; the benchmark skips the rows that it has.
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def mixed(seeds: int) -> Iterator[Check]:
                     truth,
                     lambda a=a, b=b: mi.estimate_mi(a, b),
                 )
+        if seed < 3:
+            x, y, truth = labelled(5000, np.random.default_rng(seed))
+            for name in ("ross", "mixed", "classifier"):
+                yield (
+                    "labelled, typed",
+                    seed,
+                    name,
+                    truth,
+                    lambda a=x, b=y, e=name: mi.estimate_mi(a, b, estimator=e),
+                )
 
 
 def conditional(seeds: int) -> Iterator[Check]:
@@ -113,6 +124,14 @@ def conditional(seeds: int) -> Iterator[Check]:
             yield name, seed, "auto", value, lambda a=arrays: mi.estimate_mi(*a)
             if "or" not in name:
                 yield name, seed, "ksg", value, lambda a=arrays: mi.estimate_mi(*a, estimator="ksg")
+            if name == "confounded" and seed < 2:
+                yield (
+                    name,
+                    seed,
+                    "ccmi",
+                    value,
+                    lambda a=arrays: mi.estimate_mi(*a, estimator="ccmi"),
+                )
 
 
 def gaussian_collider() -> float:
@@ -121,7 +140,7 @@ def gaussian_collider() -> float:
 
 
 def several(seeds: int) -> Iterator[Check]:
-    """Total correlation, interaction information, transfer entropy."""
+    """Total correlation, interaction and O-information, transfer entropy."""
     for seed in range(seeds):
         rng, n = np.random.default_rng(seed), 5000
         r = 0.5 + 0.5 * np.eye(4)
@@ -154,6 +173,21 @@ def several(seeds: int) -> Iterator[Check]:
             together - 2 * single,
             lambda t=three: mi.interaction_information(*t),
         )
+        yield (
+            "O-information, exclusive or",
+            seed,
+            "auto",
+            -math.log(2),
+            lambda b=bits: mi.o_information([*b, b[0] ^ b[1]]),
+        )
+        for name in ("auto", "ksg"):
+            yield (
+                "O-information, Gaussian",
+                seed,
+                name,
+                o_information(r),
+                lambda v=v, e=name: mi.o_information(v, e),
+            )
         noise, series = rng.standard_normal((2, n)), np.zeros((2, n))
         for t in range(1, n):
             series[0, t] = noise[0, t]
@@ -172,6 +206,31 @@ def several(seeds: int) -> Iterator[Check]:
             0.0,
             lambda s=series: mi.transfer_entropy(s[1], s[0]),
         )
+
+
+def o_information(r: np.ndarray) -> float:
+    """Of a Gaussian with correlations r, by Ω = (m - 2) H(X) + Σ H(x_i) - H(the others)."""
+    m = len(r)
+    rest = [np.linalg.slogdet(np.delete(np.delete(r, i, 0), i, 1))[1] for i in range(m)]
+    return 0.5 * float((m - 2) * np.linalg.slogdet(r)[1] - sum(rest))
+
+
+def dependency(seeds: int) -> Iterator[Check]:
+    """Wasserstein dependency of a binary symmetric channel between -1 and 1: 1 - 2p."""
+    for seed in range(min(seeds, 5)):
+        for flip in (0.1, 0.3, 0.5):
+
+            def measure(flip=flip, seed=seed) -> float:
+                generator = torch.Generator().manual_seed(seed)
+                x = torch.randint(2, (14_000, 1), generator=generator) * 2.0 - 1
+                y = torch.where(torch.rand(x.shape, generator=generator) < flip, -x, x)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    objective = mi.WassersteinDependency(mi.critics.LipschitzCritic(1, 1, 32))
+                objective.fit(x[:4000], y[:4000], steps=300, lr=3e-3, negatives=4, seed=seed)
+                return objective.eval().estimate(x[4000:], y[4000:]).value
+
+            yield f"binary symmetric channel, {flip}", seed, "wasserstein", 1 - 2 * flip, measure
 
 
 def capacity(seeds: int) -> Iterator[Check]:
@@ -272,22 +331,27 @@ def consistency(seeds: int) -> Iterator[Check]:
             )  # fmt: skip
 
 
-def peak_megabytes(anchors: int) -> float:
-    """Peak of a fresh process over what it held before the forward and backward pass."""
+@functools.cache
+def contrast_cost(anchors: int, keys: int, symmetric: bool) -> tuple[float, float]:
+    """Fused InfoNCE of d = 128, forward and backward: CPU-seconds, and MB over the inputs."""
     code = f"""
-import resource, torch
+import re, time, torch
 from mi import functional
 torch.set_num_threads(1)
 functional.contrast(*torch.randn(2, 300, 128, requires_grad=True), chunk=64).backward()
-x, y = (torch.randn(n, 128).mul_(128**-0.5).requires_grad_() for n in ({anchors}, 65536))
-pages = int(open("/proc/self/statm").read().split()[1])
-functional.contrast(x, y).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - pages * 4) / 1024)
+x, y = (torch.randn(n, 128).mul_(128**-0.5).requires_grad_() for n in ({anchors}, {keys}))
+def kilobytes(name):  # the peak of ru_maxrss would be the parent's, if that was larger
+    return int(re.search(name + r":\\s*(\\d+)", open("/proc/self/status").read())[1])
+before, start = kilobytes("VmRSS"), time.process_time()
+functional.contrast(x, y, symmetric={symmetric}).backward()
+seconds = time.process_time() - start
+print(seconds, (kilobytes("VmHWM") - before) / 1024)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return float(done.stdout)
+    seconds, megabytes = map(float, done.stdout.split())
+    return seconds, megabytes
 
 
 def numerics(seeds: int) -> Iterator[Check]:
@@ -310,14 +374,16 @@ def numerics(seeds: int) -> Iterator[Check]:
 
     yield "fused - dense, one way", 0, "infonce", 0.0, lambda: gap(False)
     yield "fused - dense, symmetric", 0, "infonce", 0.0, lambda: gap(True)
-    for anchors in (1024, 65_536):
-        yield (
-            f"{anchors} anchors, 65,536 keys, d = 128: MB over the inputs",
-            0,
-            "infonce",
-            0.0,
-            (lambda n=anchors: peak_megabytes(n)),
-        )
+    sizes = (
+        (8192, 8192, False),
+        (8192, 8192, True),
+        (1024, 65_536, False),
+        (65_536, 65_536, False),
+    )
+    for size in sizes:
+        for index, unit in enumerate(("CPU-s", "MB over the inputs")):
+            case = f"{size[0]} x {size[1]}{', symmetric' if size[2] else ''}, d = 128: {unit}"
+            yield case, 0, "infonce", 0.0, lambda s=size, i=index: contrast_cost(*s)[i]
     scores = torch.randn(32, 60, 8, 8, generator=generator)
     same = torch.rand(32, 60, 8, 8, generator=generator) < 0.3
     same |= torch.eye(8, dtype=torch.bool)
@@ -334,5 +400,6 @@ def numerics(seeds: int) -> Iterator[Check]:
 
 
 CHECKS = (
-    discrete, mixed, conditional, several, capacity, bounds, coverage, consistency, numerics
+    discrete, mixed, conditional, several, dependency, capacity, bounds, coverage, consistency,
+    numerics,
 )  # fmt: skip

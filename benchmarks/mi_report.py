@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from agents.core.plot import save_figure
@@ -112,31 +113,41 @@ def stairs_plot(rows: list[Row], path: Path) -> None:
     for index, cubic in enumerate((0, 1)):
         axes = figure.add_subplot(1, 2, index + 1)
         half = [r for r in rows if r["cubic"] == cubic]
-        for name, own in group(half, lambda r: r["bound"]).items():
+        names = sorted({r["bound"] for r in rows})
+        for name, own in sorted(group(half, lambda r: r["bound"]).items()):
             levels = group(own, lambda r: r["nats"])
             axes.errorbar(
                 list(levels), [mean(g, "mean") for g in levels.values()],
                 [mean(g, "std") for g in levels.values()], label=name, capsize=2,
+                color=colormaps["tab20"](names.index(name)),
             )  # fmt: skip
         axes.plot([2, 10], [2, 10], "k--", lw=1)
         axes.set(title="cubic" if cubic else "Gaussian", xlabel="truth [nats]", ylabel="value")
-        axes.legend(fontsize=7)
+        axes.set_ylim(-1, 15)  # some diverge; the table has their numbers
+        if cubic:
+            axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
+
+
+def _complete(rows: list[Row]) -> bool:
+    return set(TASKS) <= {r["task"] for r in rows}
 
 
 def tasks_plot(rows: list[Row], path: Path) -> None:
     names = list(dict.fromkeys(r["task"] for r in rows))[::-1]
     figure = Figure(figsize=(7, 0.18 * len(names) + 1), layout="constrained")
     axes = figure.add_subplot()
-    for name, own in group(rows, lambda r: r["estimator"]).items():
+    whole = {n: g for n, g in group(rows, lambda r: r["estimator"]).items() if _complete(g)}
+    for index, (name, own) in enumerate(whole.items()):
         axes.plot(
             [r["value"] - r["truth"] for r in own], [names.index(r["task"]) for r in own], "o",
-            ms=4, alpha=0.6, label=name,
+            ms=4, alpha=0.6, label=name, color=colormaps["tab20"](index % 20),
         )  # fmt: skip
     axes.axvline(0, color="k", lw=1)
+    axes.set_xscale("symlog", linthresh=0.1)
     axes.set_yticks(range(len(names)), names, fontsize=6)
     axes.set_xlabel("value - truth [nats]")
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside upper center", ncols=8)
     save_figure(figure, path)
 
 
@@ -183,6 +194,22 @@ def broken_bounds(rows: list[Row]) -> str:
     return markdown(["estimator", "bound", "seeds", "mean", "truth", "beyond by 3 s.e."], out)
 
 
+def scores(folder: Path) -> None:
+    """`scores.csv`: what each estimator of the registry achieved, for the README's table."""
+    found: dict[str, str] = {}
+    for part in ("discrete", "mixed", "conditional", "tasks"):  # the last one that has it counts
+        rows, key = read(folder / f"{part}.csv"), "case"
+        if part == "tasks":
+            rows, key = [r for r in rows if r["task"] in TASKS], "task"
+        for name, own in group(rows, lambda r: r["estimator"]).items():
+            errors = group(own, lambda r, key=key: r[key]).values()
+            cases = [st.fmean(abs(r["value"] - r["truth"]) for r in case) for case in errors]
+            error = st.fmean(cases)
+            found[name] = f"{error:.3f} ({f'{len(cases)} of 40' if part == 'tasks' else part})"
+    with (folder / "scores.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("estimator", "score"), *found.items()])
+
+
 def write(folder: Path, checks: Iterable[str]) -> None:
     """REPORT.md and the plots from whatever has been measured so far."""
     rows = read(folder / "tasks.csv")
@@ -201,4 +228,5 @@ def write(folder: Path, checks: Iterable[str]) -> None:
         if rows := read(folder / f"{name}.csv"):
             table = broken_bounds if name == "bounds" else checked
             parts += [f"## {name.capitalize()}", "", table(rows), ""]
+    scores(folder)
     (folder / "REPORT.md").write_text("\n".join(parts))

@@ -63,8 +63,8 @@ class _Gather(torch.autograd.Function):
 
 
 def _chunk(keys: int) -> int:
-    """Anchors at a time: some 8 MB of scores, which stay in the cache's reach."""
-    return max(64, min(1024, 2_097_152 // max(keys, 1)))
+    """Anchors at a time: some 4 MB of scores, which stay in the cache's reach."""
+    return max(64, min(1024, 1_048_576 // max(keys, 1)))
 
 
 def _dense(query: Tensor, key: Tensor, offset: int) -> Tensor:
@@ -80,11 +80,29 @@ def _one_way(query: Tensor, key: Tensor, offset: int, chunk: int | None) -> Tens
     return _OneWay.apply(query, key, offset, chunk or _chunk(len(key)))  # type: ignore[return-value]
 
 
+def _space(query: Tensor, key: Tensor, chunk: int) -> Tensor:
+    """For a chunk of scores: large tensors that come and go split the free memory."""
+    return query.new_empty(min(chunk, len(query)), len(key))
+
+
+def _scores(query: Tensor, key: Tensor, space: Tensor) -> Tensor:
+    return torch.mm(query, key.T, out=space[: len(query)])
+
+
+def _log_sum_exp_(scores: Tensor, dim: int) -> Tensor:
+    """`torch.logsumexp` in the memory of finite scores, which are lost."""
+    largest = scores.amax(dim, keepdim=True)
+    return scores.sub_(largest).exp_().sum(dim).log_().add_(largest.squeeze(dim))
+
+
 class _OneWay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, offset: int, chunk: int) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            rows = torch.cat([torch.logsumexp(part @ key.T, 1) for part in query.split(chunk)])
+            rows, space = query.new_empty(len(query)), _space(query, key, chunk)
+            for start in range(0, len(query), chunk):
+                part = slice(start, start + chunk)
+                rows[part] = _log_sum_exp_(_scores(query[part], key, space), 1)
             own = (query * key[offset : offset + len(query)]).sum(-1)
         ctx.save_for_backward(query, key, rows)
         ctx.offset, ctx.chunk = offset, chunk
@@ -97,9 +115,10 @@ class _OneWay(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             grad_query, grad_key = key[own].clone(), torch.zeros_like(key)
             grad_key[own] = query
+            space = _space(query, key, ctx.chunk)
             for start in range(0, len(query), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                share = torch.exp((query[part] @ key.T).sub_(rows[part, None]))
+                share = _scores(query[part], key, space).sub_(rows[part, None]).exp_()
                 grad_query[part].addmm_(share, key, alpha=-1)
                 grad_key.addmm_(share.T, query[part], alpha=-1)
             scale = grads[0] / len(query)
@@ -114,11 +133,12 @@ class _Symmetric(torch.autograd.Function):
         with torch.autocast(query.device.type, enabled=False):
             rows = query.new_empty(len(query))
             columns = query.new_full((len(key),), -math.inf)
+            space, copy = _space(query, key, chunk), _space(query, key, chunk)
             for start in range(0, len(query), chunk):
                 part = slice(start, start + chunk)
-                scores = query[part] @ key.T
-                rows[part] = torch.logsumexp(scores, 1)
-                columns = torch.logaddexp(columns, torch.logsumexp(scores, 0))
+                scores = _scores(query[part], key, space)
+                rows[part] = _log_sum_exp_(copy[: len(scores)].copy_(scores), 1)
+                columns = torch.logaddexp(columns, _log_sum_exp_(scores, 0))
             own = (query * key).sum(-1)
         ctx.save_for_backward(query, key, rows, columns)
         ctx.chunk = chunk
@@ -129,11 +149,12 @@ class _Symmetric(torch.autograd.Function):
         query, key, rows, columns = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
             grad_query, grad_key = key.clone(), query.clone()
+            space, copy = _space(query, key, ctx.chunk), _space(query, key, ctx.chunk)
             for start in range(0, len(query), ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                scores = query[part] @ key.T
-                share = torch.exp(scores - rows[part, None])
-                share += torch.exp(scores.sub_(columns))
+                scores = _scores(query[part], key, space)
+                share = copy[: len(scores)].copy_(scores).sub_(rows[part, None]).exp_()
+                share += scores.sub_(columns).exp_()
                 grad_query[part].addmm_(share, key, alpha=-0.5)
                 grad_key.addmm_(share.T, query[part], alpha=-0.5)
             scale = grads[0] / len(query)

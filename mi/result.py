@@ -16,7 +16,7 @@ class MIResult(NamedTuple):
     stderr: float
     """Standard error [nats]; of independent samples."""
     interval: tuple[float, float]
-    """Confidence interval [nats], as far as the estimator has no bias."""
+    """Confidence interval [nats] of the sampling error, and of the bias that `auto` sees."""
     kind: Kind
     """What the value is in expectation: a lower bound, an upper bound, or a consistent estimate."""
     estimator: str

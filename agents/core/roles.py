@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from agents.core.cluster import kmeans
 from agents.core.decomposition import Recurrent, unroll
-from mi import functional as bounds
-from mi.critics import BilinearCritic
+from mi import ClusteredPositives
 
 Across = Literal["step", "batch"]
 
@@ -34,7 +33,7 @@ class Roles(nn.Module):
     Attributes:
         encoder: the role encoder f.
         key_encoder: the slow copy of it that the keys of the contrastive loss come from.
-        critic: the similarity zᵀ W k.
+        contrast: InfoNCE of clusters, with the similarity zᵀ W k.
         decoder: what an embedding says about the next observation and about which agent it is.
     """
 
@@ -55,7 +54,7 @@ class Roles(nn.Module):
         layers += [nn.Sigmoid()] if bounded else []
         self.encoder = nn.Sequential(*layers)
         self.key_encoder = copy.deepcopy(self.encoder)
-        self.critic = BilinearCritic(role, role)
+        self.contrast = ClusteredPositives(role, role)
         self.decoder = nn.Sequential(
             nn.Linear(embedding, embedding), nn.ReLU(), nn.Linear(embedding, targets)
         )
@@ -94,13 +93,7 @@ class Roles(nn.Module):
         cluster = kmeans(embedding.detach(), clusters, generator, counts)
         with torch.set_grad_enabled(not slow_keys and torch.is_grad_enabled()):
             key = self.key_encoder(embedding)
-        return -bounds.infonce(
-            self.critic.pairwise(self.encoder(embedding), key),
-            aggregate="sum_in",
-            positives=~bounds.other_condition(cluster),
-            mask=counts,
-            key_mask=counts,
-        )
+        return self.contrast.loss(self.encoder(embedding), key, cluster, counts)
 
     def decoding_loss(self, embedding: Tensor, next_obs: Tensor, mask: Tensor) -> Tensor:
         """Squared error of the next observation and of who it is, 0-d; trains e before roles do.

@@ -46,7 +46,9 @@ def kde(blocks: list[np.ndarray], measure: Measure, width: float | None = None) 
 def binned(blocks: list[np.ndarray], measure: Measure, bins: int | None = None) -> Estimate:
     """A measure of real variables by bins of equal frequency, Miller-Madow's correction added.
 
-    By data processing the binned variables tell no more about each other than the real ones.
+    By data processing the binned variables tell no more about each other than the real ones. In
+    more than about log2(N / 5) dimensions even two bins a column leave cells without samples, and
+    a value that is far too high.
 
     Args:
         blocks: variables [N, d_i].

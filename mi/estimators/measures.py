@@ -47,6 +47,8 @@ class Estimate(NamedTuple):
     """Each sample's contribution [N]; their spread gives the standard error."""
     floor: float = 0.0
     """Standard deviation of the value that remains where all contributions are equal [nats]."""
+    drift: float = 0.0
+    """What infinitely many samples would add to the value, as far as half of them tell [nats]."""
 
     @property
     def stderr(self) -> float:

@@ -130,11 +130,11 @@ class ClusteredPositives(nn.Module):
         weight: Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> Tensor:
-        """InfoNCE [nats], 0-d or as `reduction` says; differentiable in the queries and W.
+        """InfoNCE [nats], 0-d or as `reduction` says; differentiable in queries, keys and W.
 
         Args:
             query: [*, A, Z]; the A of one group are each other's candidates.
-            key: [*, A, key_size], constants (of a momentum encoder, say).
+            key: [*, A, key_size]; of a momentum encoder, without gradient, in ACORM.
             cluster: int64 [*, A].
             mask: bool [*, A]: who takes part, as an anchor and as a candidate.
             weight: of the anchors [*, A].
@@ -145,7 +145,7 @@ class ClusteredPositives(nn.Module):
                 "ClusteredPositives: expected query [*, A, Z], key [*, A, K] and cluster [*, A], "
                 f"got {[tuple(v.shape) for v in (query, key, cluster)]}"
             )
-        scores = self.critic.pairwise(query, key.detach())
+        scores = self.critic.pairwise(query, key)
         positives = ~F.other_condition(cluster)
         return F.infonce(
             scores, aggregate="sum_in", positives=positives, mask=mask, key_mask=mask,

@@ -199,7 +199,7 @@ def reference(roles, embedding, counts, cluster):
         alive = [j for j in range(counts.shape[2]) if counts[b, t, j]]
         score = {
             j: roles.encoder(embedding[b, t, i])
-            @ roles.critic.weight
+            @ roles.contrast.critic.weight
             @ roles.key_encoder(embedding[b, t, j]).detach()
             for j in alive
         }
@@ -215,7 +215,7 @@ def test_contrastive_loss_has_the_gradient_of_the_paper():
         parameter.data += 0.3 * torch.randn_like(parameter)
     embedding = torch.randn(2, 3, 5, 6)
     counts = torch.rand(2, 3, 5) < 0.8
-    watched = [*roles.encoder.parameters(), *roles.critic.parameters()]
+    watched = [*roles.encoder.parameters(), *roles.contrast.parameters()]
     loss = roles.contrastive_loss(embedding, counts, 2, generator())
     found = torch.autograd.grad(loss, watched)
     cluster = kmeans(embedding, 2, generator(), counts)
@@ -243,7 +243,7 @@ def test_contrast_makes_roles_of_a_cluster_agree():
     kind = torch.randint(2, (8, 10, 6))
     embedding = torch.eye(2)[kind] @ (3 * torch.randn(2, 6)) + 0.3 * torch.randn(8, 10, 6, 6)
     counts = torch.ones_like(kind, dtype=torch.bool)
-    optimizer = torch.optim.Adam([*roles.encoder.parameters(), *roles.critic.parameters()], 1e-2)
+    optimizer = torch.optim.Adam([*roles.encoder.parameters(), *roles.contrast.parameters()], 1e-2)
 
     def agreement():
         z = roles.encoder(embedding).detach()

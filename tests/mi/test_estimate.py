@@ -14,8 +14,9 @@ import mi
 from mi.__main__ import main
 from mi.channels import binary_entropy
 from mi.estimators.gaussian import normal_scores
-from mi.estimators.measures import Estimate
-from mi.neural import LEARNT, cross_fitted, residual
+from mi.estimators.knn import knn
+from mi.estimators.measures import MUTUAL, Estimate
+from mi.neural import LEARNT, _learnt, cross_fitted, held_out, residual
 from mi.objectives import PUBLISHED
 from mi.table import objectives, table
 
@@ -367,6 +368,53 @@ def test_of_a_minari_dataset(tmp_path, monkeypatch, capsys):
     assert printed == pytest.approx(0.5, abs=0.15)
     assert main(["test/steps-v0", "actions", "place"]) == 2
     assert "'observations/place', 'next_observations/place'" in capsys.readouterr().err
+
+
+def test_intervals_reach_as_far_as_the_samples_still_move_the_value():
+    """Edges in six dimensions: neighbours fall short by far more than their sampling error."""
+    rng = np.random.default_rng(0)
+    x = rng.random((2000, 3))
+    y = x + rng.uniform(-0.3, 0.3, x.shape)
+    truth = 3 * (0.3 - math.log(0.6))
+    found = mi.estimate_mi(x, y, quick=True)
+    low, high = found.interval
+    assert found.estimator == "copula + ksg" and found.value + 5 * found.stderr < truth
+    assert found.value - low == pytest.approx(1.96 * found.stderr, rel=1e-3)
+    assert high - found.value > 3 * (found.value - low)
+    assert "biased" in found.warnings[-1]
+    plain = mi.estimate_mi(*pair(2000, 0.7), quick=True)
+    middle = sum(plain.interval) / 2
+    assert plain.estimator == "student_copula" and middle == pytest.approx(plain.value)
+
+
+def test_bins_say_when_they_are_too_many():
+    x = RNG(0).standard_normal((2, 600, 6))
+    assert "too high" in mi.estimate_mi(*x, estimator="binned").warnings[0]
+    assert not mi.estimate_mi(*x[:, :, :3], estimator="binned").warnings
+
+
+def test_a_learning_curve_says_what_the_network_lacks():
+    """The held-out bound has grown since half of the samples; the drift is what that foretells."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1600, 2))
+    y = rng.choice([-1.0, 1.0], (1600, 1)) * x + 0.3 * rng.standard_normal(x.shape)
+    found, _ = residual(x / x.std(0), y / y.std(0), 0, steps=100, folds=2)
+    fit = next(held_out(x / x.std(0), y / y.std(0), 2, 0))
+    less, _ = _learnt(fit[0][:400], fit[1][:400], fit[2], fit[3], 100, 0, 0)
+    gained = found.pointwise[:800].mean() - less.mean().item()
+    assert gained > 0.02
+    assert found.drift == pytest.approx(gained / (math.sqrt(2) - 1), rel=1e-3)
+
+
+def test_neighbours_in_many_dimensions_are_less_sure_than_their_terms():
+    """Holmes & Nemenman: the spread of 12 estimates in 30 + 30 dimensions."""
+    rng = np.random.default_rng(0)
+    found = [knn(list(rng.standard_normal((2, 1500, 30))), MUTUAL, 5) for _ in range(12)]
+    real = np.std([f.value for f in found], ddof=1)
+    terms = np.mean([f.pointwise.std() / math.sqrt(1500) for f in found])
+    said = math.sqrt(np.mean([f.stderr**2 for f in found]))
+    assert terms < 0.8 * real
+    assert 0.7 * real < said < 1.6 * real
 
 
 def test_the_tables_in_the_readme_are_the_registries():

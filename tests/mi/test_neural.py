@@ -401,6 +401,25 @@ def test_bad_samples_are_named():
             call()
 
 
+def test_a_chain_walks_from_the_joint_to_the_product_distribution():
+    """Waypoints √(1 - s²) y + s y' by hand, of a skewed y, whose sign matters."""
+
+    class Sum(c.Critic):
+        def forward(self, x, y):
+            return (x + 2 * y).sum(-1)
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 2, generator=generator), torch.rand(6, 2, generator=generator).square()
+    half = math.sqrt(0.75) * y + 0.5 * y.roll(1, 0)
+    f, terms = Sum(), []
+    for near, far in ((y, half), (half, y.roll(1, 0))):
+        real, fake = f(x, near), f(x, far)
+        terms.append(torch.nn.functional.softplus(-real) + torch.nn.functional.softplus(fake))
+    expected = torch.stack(terms).mean()
+    found = n.DensityRatioChain([Sum(), Sum()]).loss(x, y)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.full
 def test_a_chain_of_ratios_reaches_further_than_one_classifier():
     """20 nats in 10 dimensions, where joint and product hardly overlap."""
