@@ -7,7 +7,7 @@
     python benchmarks/acorm.py collect [...] | report    CSV of the runs done so far; plots
 
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
-is what busy cores can do: 1 gradient step per 100 environment steps, of 16 episodes, and targets
+is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
 that look further ahead (TD(λ)). All methods have the same settings, environment steps and gradient
 steps; those that train ACORM's embedding and roles first are among them. Every run is a directory
 under runs/benchmark/acorm and is skipped when it is done, so the command can be interrupted and
@@ -37,9 +37,9 @@ METHODS = ("acorm", "qmix", "qmix-matched", "acorm-no-contrastive", "acorm-no-at
 """Names of `train.py`."""
 SCALES: dict[str, dict[str, Any]] = {
     "cpu": {
-        "total_timesteps": 40_000, "num_envs": 16, "horizon": 25, "updates": 4, "batch_size": 16,
+        "total_timesteps": 80_000, "num_envs": 64, "horizon": 25, "updates": 10, "batch_size": 8,
         "lr": 1e-3, "td_lambda": 0.8, "target_rate": 0.02, "epsilon": [1.0, 0.05],
-        "epsilon_steps": 20_000, "eval_episodes": 64, "points": 5,
+        "epsilon_steps": 40_000, "eval_episodes": 64, "points": 10,
         "pretrain_embedding": 40, "pretrain_roles": 40, "contrastive_interval": 10,
     },
     "paper": {

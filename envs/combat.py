@@ -115,10 +115,14 @@ class Combat(BatchedEnv):
         self._foe = self._ally[:, None] != self._ally  # [V, V, 1]
         self._other = (self._index[:, None] != self._index).float()
         self._constants()
+        # Not computed within a step: a compiler that knows these numbers overflows.
+        self._draws = torch.arange(self.step_draws, device=self.device)
         self.battle = self._blank()
         self._transition, self._look_at = self._play, self._see
         if compile:
-            self._transition = torch.compile(self._play, fullgraph=True, dynamic=False)
+            self._transition = torch.compile(
+                self._play, fullgraph=True, dynamic=False, options={"cpp_wrapper": True}
+            )
             self._look_at = torch.compile(self._see, fullgraph=True, dynamic=False)
         # What the last step has seen, each part handed out once: a receiver may write to it.
         self._seen: dict[str, Tensor] = {}
@@ -224,7 +228,7 @@ class Combat(BatchedEnv):
         """A step and what the allies then see."""
         # Contiguous: whatever is computed from them keeps their order in memory.
         action = pad(action, (0, self.num_units - action.shape[1])).t().contiguous()
-        draws = uniform(keys, 0, self.step_draws).t().contiguous()
+        draws = uniform(keys, self._draws).t().contiguous()
         battle, reward, terminated, won = self._step(battle, action, draws, scripts)
         return battle, reward, terminated, won, self._see(battle, 0)
 
