@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,41 @@ def test_attack_moving_units_strike_back_and_otherwise_see_5_m(monkeypatch) -> N
     for script, gap, target in (("closest", 5.5, 0), (None, 5.5, -1), (None, 4.9, 0)):
         env = duel("stalker", "zealot", gap=gap, monkeypatch=monkeypatch)
         assert tick(env, 2, (script, "attack-move"))[1].target[1, 0] == target
+
+
+def test_attack_moving_units_prefer_healers_and_who_aims_back(monkeypatch) -> None:
+    from envs.combat import make_combat
+
+    def first_target(allies: dict[str, int], target: int) -> float:
+        """Of a zealot at 2 and 4 m of two allies, the second of whom aims at it."""
+        monkeypatch.setitem(MAPS, "two", Map(allies, {"zealot": 1}, 50))
+        env = make_combat("two")
+        assert isinstance(env, SC2Combat)
+        env.reset(seed=0)
+        env.battle.position.copy_(torch.tensor([[18.0, 20, 16], [16, 16, 16]])[..., None])
+        env.battle.target.copy_(torch.tensor([-1, 2, target])[:, None])
+        return tick(env, 1, (None, "attack-move"))[0].target[2, 0].item()
+
+    assert first_target({"stalker": 2}, -1) == 0  # the nearer
+    assert first_target({"stalker": 2}, 1) == 1  # out of reach, but aims back: kept
+    assert first_target({"stalker": 2}, 0) == 0
+    healer = dataclasses.replace(SC2["medivac"], flies=False)
+    monkeypatch.setitem(SC2, "medivac", healer)
+    assert first_target({"stalker": 1, "medivac": 1}, -1) == 1
+
+
+def test_who_dies_with_its_enemy_has_not_won(monkeypatch) -> None:
+    env = duel("marine", "marine", monkeypatch=monkeypatch)
+    env.battle.health[:] = 6
+    env.battle.target[1] = 0
+    _, reward, terminated, _, info = env.step(torch.tensor([[6]]))
+    assert terminated and not info["battle_won"]
+    assert reward.item() == pytest.approx(20 * (6 + 10) / (45 + 10 + 200))
+    env.reset()
+    env.battle.health[1] = 6
+    env.battle.position.copy_(torch.tensor([[16.0, 18], [16, 16]])[..., None])
+    _, _, terminated, _, info = env.step(torch.tensor([[6]]))
+    assert terminated and info["battle_won"]
 
 
 @pytest.mark.parametrize(("draw", "late"), [(0.0, -1), (1.0, 2)])
