@@ -95,7 +95,7 @@ def draw(run: Path, results: Path) -> None:
 
 
 def in_order(label: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Clusters [..., A] renamed by their first agent: K-means calls them as it likes, every step."""
+    """Clusters [..., A] numbered by their first agents: K-means numbers them anew every step."""
     same = (label[..., None] == label[..., None, :]) & counts[..., None, :]
     first = same.float().argmax(-1)  # of the agents in the cluster
     begins = (first == torch.arange(label.shape[-1])) & counts
