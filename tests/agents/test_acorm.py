@@ -296,6 +296,19 @@ def test_training_begins_with_the_embedding_then_roles_then_values():
     assert "roles/information" in agent._learn(agent._sample())  # every second step
 
 
+def test_the_embedding_predicts_the_next_observation_where_there_is_one():
+    agent = filled()
+    batch, told = agent._sample(), []
+    agent.roles.decoding_loss = lambda embedding, following, known: (
+        told.extend([following, known]) or embedding.square().mean()
+    )
+    agent._pretrain(batch)
+    following, known = told
+    assert torch.equal(known[:-1], batch["mask"][1:]) and not known[-1].any()
+    assert torch.equal(following[:-1][known[:-1]], batch["obs"][1:][known[:-1]])
+    assert not torch.equal(following[known], batch["obs"][known])
+
+
 def test_without_contrast_there_is_none():
     agent = filled(contrastive_interval=0, pretrain_embedding=0)
     before = copies(agent.roles.key_encoder)
