@@ -1,14 +1,15 @@
 """ACORM and its baselines, measured: speed of learning steps, win rates in `combat`, pictures.
 
-    python benchmarks/acorm.py all [jobs=1] [scale=cpu|paper] [seeds=3] [maps=2s3z,3s5z]
+    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|paper] [seeds=3] [maps=2s3z,3s5z]
     python benchmarks/acorm.py speed                     CPU-seconds of learning steps
     python benchmarks/acorm.py learning [...]            win-rate curves of all methods
     python benchmarks/acorm.py pictures run=<directory>  roles, attention, a battle that was won
     python benchmarks/acorm.py collect [...] | report    CSV of the runs done so far; plots
 
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
-is what busy cores can do: 1 gradient step per 100 environment steps, of 16 episodes, and targets
-that look further ahead (TD(λ)). All methods have the same settings, environment steps and gradient
+is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
+that look further ahead (TD(λ)); `cpu-long` takes twice as many steps. A map `smax:2s3z` has the
+rules of SMAX. All methods have the same settings, environment steps and gradient
 steps; those that train ACORM's embedding and roles first are among them. Every run is a directory
 under runs/benchmark/acorm and is skipped when it is done, so the command can be interrupted and
 issued again. Results on `combat` are not SMAC results.
@@ -35,13 +36,15 @@ RUNS = ROOT / "runs" / "benchmark" / "acorm"
 
 METHODS = ("acorm", "qmix", "qmix-matched", "acorm-no-contrastive", "acorm-no-attention")
 """Names of `train.py`."""
+CPU: dict[str, Any] = {
+    "total_timesteps": 80_000, "num_envs": 64, "horizon": 25, "updates": 10, "batch_size": 8,
+    "lr": 1e-3, "td_lambda": 0.8, "target_rate": 0.02, "epsilon": [1.0, 0.05],
+    "epsilon_steps": 40_000, "eval_episodes": 64, "points": 10,
+    "pretrain_embedding": 40, "pretrain_roles": 40, "contrastive_interval": 10,
+}  # fmt: skip
 SCALES: dict[str, dict[str, Any]] = {
-    "cpu": {
-        "total_timesteps": 40_000, "num_envs": 16, "horizon": 25, "updates": 4, "batch_size": 16,
-        "lr": 1e-3, "td_lambda": 0.8, "target_rate": 0.02, "epsilon": [1.0, 0.05],
-        "epsilon_steps": 20_000, "eval_episodes": 64, "points": 5,
-        "pretrain_embedding": 40, "pretrain_roles": 40, "contrastive_interval": 10,
-    },
+    "cpu": CPU,
+    "cpu-long": CPU | {"total_timesteps": 160_000},
     "paper": {
         "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,
         "eval_episodes": 64, "points": 40,
@@ -155,7 +158,8 @@ def runs(scale: str, seeds: int, maps: list[str], methods: list[str]) -> list[di
 
 
 def directory(run: dict[str, Any]) -> Path:
-    return RUNS / run["scale"] / f"{run['map']}-{run['method']}-seed{run['seed']}"
+    name = run["map"].replace(":", "-")
+    return RUNS / run["scale"] / f"{name}-{run['method']}-seed{run['seed']}"
 
 
 def settings(run: dict[str, Any]) -> Any:
@@ -170,9 +174,11 @@ def settings(run: dict[str, Any]) -> Any:
         scale = {
             k: v for k, v in scale.items() if k not in ("contrastive_interval", "pretrain_roles")
         }
-    scale |= {"env": f"combat/{run['map']}", "seed": run["seed"], "device": "auto"}
+    rules, _, name = run["map"].rpartition(":")
+    scale |= {"env": f"combat/{name}", "seed": run["seed"], "device": "auto"}
+    scale |= {"env_kwargs": {"rules": rules}} if rules else {}
     if run["method"] == "qmix-matched":
-        scale |= matched(scale["env"])
+        scale |= matched(scale["env"], scale.get("env_kwargs", {}))
     return build(AGENTS[agent].Config, layers, scale)
 
 
@@ -187,14 +193,15 @@ def size(agent: Any) -> tuple[int, int]:
     )  # type: ignore[return-value]
 
 
-def matched(env: str) -> dict[str, int]:
+def matched(env: str, env_kwargs: dict[str, Any]) -> dict[str, int]:
     """Widths of QMIX with at least as many parameters as ACORM, in the utility and in the mixer."""
     from agents import ACORM
 
     def qmix(**widths: int) -> tuple[int, int]:
-        return size(ACORM(env, num_envs=1, roles=False, attention="none", agent_id=True, **widths))
+        plain: dict[str, Any] = {"roles": False, "attention": "none", "agent_id": True}
+        return size(ACORM(env, num_envs=1, env_kwargs=env_kwargs, **plain, **widths))
 
-    want, found = size(ACORM(env, num_envs=1)), {}
+    want, found = size(ACORM(env, num_envs=1, env_kwargs=env_kwargs)), {}
     for i, name in enumerate(("hidden", "hyper_hidden")):
         low, high = 1, 8192
         while low < high:
@@ -265,11 +272,11 @@ def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None
 
 
 def pictures(run: str) -> None:
-    """roles.png, attention.png and battle.mp4 of a trained agent."""
+    """roles.png and attention.png of a trained agent; battle.mp4 goes to the run's directory."""
     from acorm_report import draw
 
     draw(Path(run), RESULTS)
-    note(RESULTS / "roles.png", "roles.png, attention.png, battle.mp4")
+    note(RESULTS / "roles.png", "roles.png, attention.png")
 
 
 def report() -> None:

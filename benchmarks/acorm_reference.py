@@ -63,10 +63,7 @@ class Reference:
 
     def condition(self, attention: Any, features: Tensor, history: Tensor, role: Tensor) -> Tensor:
         """What the mixer's weights depend on; the target's, too, reads online features."""
-        query, key = attention._compare(history, role)
-        mixed = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ attention._heads(
-            attention.value(role)
-        )
+        mixed = attention._attend(history, role) @ attention._heads(attention.value(role))
         attended = attention.output(mixed.transpose(-3, -2).flatten(-2)).flatten(-2)
         return torch.cat([features, attended], -1)
 

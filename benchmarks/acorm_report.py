@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from agents.core.plot import save_figure, write_video
@@ -51,7 +52,7 @@ def play(agent: Any, env: Any, seed: int, film: bool = False) -> dict[str, torch
 
     while bool(going.any()):
         if film:
-            add(frame=torch.as_tensor(env.render())[-1])
+            add(frame=torch.as_tensor(env.render(512))[-1])
         action, carried = agent.act(obs, agent.perceive(state, info), True)
         encoded = torch.nn.functional.one_hot(state["last"] + 1, agent.actions + 1)[..., 1:].float()
         add(
@@ -65,31 +66,49 @@ def play(agent: Any, env: Any, seed: int, film: bool = False) -> dict[str, torch
 
 
 def draw(run: Path, results: Path) -> None:
-    """roles.png (t-SNE), attention.png, and battle.mp4 of the first episode that was won."""
+    """roles.png (t-SNE) and attention.png; in the run's directory, battle.mp4 of one that was won.
+
+    The checkpoint is the one with the best evaluated return: win rates swing along a run.
+    """
     import agents
     from agents.core.cluster import kmeans
 
-    agent: Any = agents.load(run / "last.ckpt", device="cpu")
+    agent: Any = agents.load(run / "best.ckpt", device="cpu")
     env = agent.make_eval_env(16)
     played = play(agent, env, agent.config.seed + 5)
     embedding, _ = agent.roles.embed(played["seen"])
     role = agent.roles.encoder(embedding)
     counts = played["alive"] & played["going"][..., None]
     label = kmeans(embedding, agent.config.clusters, torch.Generator().manual_seed(0), counts)
-    draw_roles(role.detach(), label, counts, env, results / "roles.png")
-    won = played["won"].any(0).nonzero().flatten().tolist()
-    row = won[0] if won else 0
-    length = int(played["going"][:, row].sum())
+    label = in_order(label, counts)
+    won = played["won"].any(0)
+    row = int(won.float().argmax())
+    told = f"seed {agent.config.seed}, {int(won.sum())} of 16 greedy episodes won"
+    draw_roles(role.detach(), label, counts, row, env, told, results / "roles.png")
     if "attention" in agent.networks:
         weights = agent.networks["attention"].weights(played["state"], role)[:, row]
         draw_attention(weights.detach(), counts[:, row], env, results / "attention.png")
-    if won and can_render(env):  # a row is the same whatever the number of rows
+    if bool(won.any()) and can_render(env):  # a row is the same whatever the number of rows
         film = play(agent, agent.make_eval_env(row + 1), agent.config.seed + 5, film=True)
-        write_video(results / "battle.mp4", film["frame"][:length, None], fps=8)
+        length = int(played["going"][:, row].sum())
+        write_video(run / "battle.mp4", film["frame"][:length, None], fps=8)
 
 
-def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None:
-    """t-SNE of all roles of 16 episodes: the colour is the type of unit, the cluster, the time."""
+def in_order(label: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Clusters [..., A] numbered by their first agents: K-means numbers them anew every step."""
+    same = (label[..., None] == label[..., None, :]) & counts[..., None, :]
+    first = same.float().argmax(-1)  # of the agents in the cluster
+    begins = (first == torch.arange(label.shape[-1])) & counts
+    return begins.cumsum(-1).gather(-1, first) - 1
+
+
+CLUSTERS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+
+
+def draw_roles(
+    role: Any, label: Any, counts: Any, row: int, env: Any, told: str, path: Path
+) -> None:
+    """t-SNE of all roles of 16 episodes by type, cluster and time; and one episode's clusters."""
     from sklearn.manifold import TSNE
 
     time, _, agents_ = counts.shape
@@ -100,19 +119,35 @@ def draw_roles(role: Any, label: Any, counts: Any, env: Any, path: Path) -> None
     types = sorted(set(kinds))
     kind = torch.tensor([types.index(k) for k in kinds]).expand_as(counts).flatten()[kept]
     when = torch.arange(time)[:, None, None].expand_as(counts).flatten()[kept]
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    panels = (
-        ("type of unit", kind, "tab10"),
-        ("cluster of its step", label.flatten()[kept], "tab10"),
-        ("step of the episode", when, "viridis"),
-    )
-    for i, (title, colour, scale) in enumerate(panels):
-        axes = figure.add_subplot(1, 3, i + 1)
-        shades = colormaps[scale](colour.numpy() / (9 if scale == "tab10" else max(1, time - 1)))
-        axes.scatter(*points.T, c=shades, s=6)
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(3, 1))
+    for i, (title, value, names) in enumerate((
+        ("type of unit", kind, types),
+        ("cluster of its step, by its first agent", label.flatten()[kept], None),
+        ("step of the episode", when, None),
+    )):  # fmt: skip
+        axes = figure.add_subplot(grid[0, i])
         axes.set(title=title, xticks=[], yticks=[])
-    names = ", ".join(types)
-    figure.suptitle(f"t-SNE of roles, {agents_} agents ({names}), 16 greedy episodes")
+        if i == 2:
+            drawn = axes.scatter(*points.T, c=value.numpy(), s=8, cmap="viridis")
+            figure.colorbar(drawn, ax=axes)
+            continue
+        for j in value.unique().tolist():
+            chosen = points[(value == j).numpy()]
+            name, colour = (names[j] if names else f"cluster {j + 1}"), CLUSTERS[j]
+            axes.scatter(*chosen.T, color=colour, s=8, label=name)
+        axes.legend(markerscale=2)
+    axes = figure.add_subplot(grid[1, :])
+    length = int(counts[:, row].any(-1).sum())
+    shown = torch.where(counts[:length, row], label[:length, row], -1).T.numpy()
+    colours = ListedColormap(["#ffffff", *CLUSTERS])
+    axes.imshow(
+        shown + 1, cmap=colours, vmin=-0.5, vmax=len(CLUSTERS) + 0.5, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set_yticks(range(agents_), [f"{kind} {i}" for i, kind in enumerate(kinds)])
+    axes.set(xlabel="step", title="clusters along one episode (white: dead)")
+    figure.suptitle(f"t-SNE of the roles of {agents_} agents, {told}")
     save_figure(figure, path)
 
 
@@ -120,17 +155,23 @@ def draw_attention(weights: Any, counts: Any, env: Any, path: Path) -> None:
     """Attention of the state's queries (rows) to the agents' roles, mean of the heads."""
     length = max(1, int(counts.any(-1).sum()))
     steps = np.linspace(0, length - 1, min(6, length)).astype(int)
-    figure = Figure(figsize=(2.4 * len(steps), 3), layout="constrained")
+    figure = Figure(figsize=(2.3 * len(steps) + 1, 3.2), layout="constrained")
     names = [f"{kind} {i}" for i, kind in enumerate(env.teams[0])]
-    for i, t in enumerate(steps):
-        axes = figure.add_subplot(1, len(steps), i + 1)
-        axes.imshow(weights[t].mean(0).numpy(), vmin=0, vmax=1, cmap="magma")
-        axes.set_title(f"step {t}", fontsize=8)
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(names)) if i == 0 else [], names if i == 0 else [], fontsize=6)
+    mean = weights[torch.as_tensor(steps)].mean(1).numpy()
+    panels = figure.subplots(1, len(steps), squeeze=False)[0]
+    for i, (t, axes) in enumerate(zip(steps, panels, strict=True)):
+        drawn = axes.imshow(mean[i], vmin=0, vmax=mean.max(), cmap="viridis")
+        axes.set_title(f"step {t}", fontsize=9)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        queries = [f"query {j}" for j in range(len(names))]
+        axes.set_yticks(range(len(names)) if i == 0 else [], queries if i == 0 else [], fontsize=7)
         for j, alive in enumerate(counts[t].tolist()):
-            axes.get_xticklabels()[j].set_color("black" if alive else "lightgrey")
-    figure.suptitle("Attention to the agents' roles; grey names are dead", fontsize=9)
+            axes.get_xticklabels()[j].set_color("black" if alive else "#bbbbbb")
+    figure.colorbar(drawn, ax=panels.tolist(), shrink=0.8)
+    figure.suptitle(
+        "Attention of the mixer's queries to the agents' roles, mean of the heads (grey: dead)",
+        fontsize=10,
+    )
     save_figure(figure, path)
 
 
@@ -143,7 +184,7 @@ def write_report(results: Path) -> None:
     speed = read(results / "speed.csv")
     if speed:
         lines += speed_table(speed)
-    for scale in ("cpu", "paper"):
+    for scale in ("cpu", "cpu-long", "paper"):
         curves, final = (read(results / f"{n}-{scale}.csv") for n in ("curves", "final"))
         if curves:
             lines += learning_tables(scale, curves, final)
@@ -155,8 +196,6 @@ def write_report(results: Path) -> None:
     for name, caption in captions.items():
         if (results / name).exists():
             lines += [f"{caption}:", "", f"![{caption.lower()}]({name})", ""]
-    if (results / "battle.mp4").exists():
-        lines += ["A battle that it won: [battle.mp4](battle.mp4).", ""]
     notes = results / "NOTES.md"
     lines += [notes.read_text()] if notes.exists() else []
     (results / "REPORT.md").write_text("\n".join(lines).rstrip("\n") + "\n")

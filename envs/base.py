@@ -99,7 +99,8 @@ class CounterRNG:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform float32 draws in [low, high), [N, *shape]."""
         count = int(np.prod(shape, dtype=int))
-        unit = uniform(self.keys(), self._draws, count)
+        draws = torch.arange(self._draws, self._draws + count, device=self.episode.device)
+        unit = uniform(self.keys(), draws)
         self._draws += count
         return (low + (high - low) * unit).view(-1, *shape)
 
@@ -128,10 +129,9 @@ class CounterRNG:
         self.episode.copy_(state["episode"])
 
 
-def uniform(keys: Tensor, first: int, count: int) -> Tensor:
-    """Uniform float32 draws number `first`, `first` + 1, … in [0, 1) of some keys, [N, count]."""
-    draw = torch.arange(first, first + count, device=keys.device) + 1
-    bits = (_mix(keys[:, None] + draw * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
+def uniform(keys: Tensor, draws: Tensor) -> Tensor:
+    """Uniform float32 draws number `draws` (int64 [D]) in [0, 1) of some keys, [N, D]."""
+    bits = (_mix(keys[:, None] + (draws + 1) * _GOLDEN) >> 40) & 0xFFFFFF  # 24: exact in float32
     return bits.to(torch.float32) / 2**24
 
 

@@ -115,11 +115,15 @@ class Combat(BatchedEnv):
         self._foe = self._ally[:, None] != self._ally  # [V, V, 1]
         self._other = (self._index[:, None] != self._index).float()
         self._constants()
+        # Not computed within a step: a compiler that knows these numbers overflows.
+        self._draws = torch.arange(max(self.step_draws, self.start_draws), device=self.device)
         self.battle = self._blank()
-        self._transition, self._look_at = self._play, self._see
-        if compile:
-            self._transition = torch.compile(self._play, fullgraph=True, dynamic=False)
-            self._look_at = torch.compile(self._see, fullgraph=True, dynamic=False)
+        self._transition, self._look_at, self._renew = (
+            torch.compile(f, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+            if compile
+            else f
+            for f in (self._play, self._see, self._restarted)
+        )
         # What the last step has seen, each part handed out once: a receiver may write to it.
         self._seen: dict[str, Tensor] = {}
         # The same, within a step: what rows that do not begin an episode go on seeing.
@@ -184,12 +188,8 @@ class Combat(BatchedEnv):
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
-        fresh = self._start(self.rng.uniform(self.start_draws).t().contiguous())
-        merged = [
-            new if old is self._kind else torch.where(mask, new, old)
-            for new, old in zip(fresh, self.battle, strict=True)
-        ]
-        self.battle, self._seen = Battle(*merged), {}
+        self._set(self._renew(self.battle, mask, self.rng.keys()))
+        self._seen = {}
         if self._last is None or self.device.type != "cpu":
             return
         rows = mask.nonzero()[:, 0]
@@ -200,6 +200,16 @@ class Combat(BatchedEnv):
                 for old, new in zip(self._last, self._see(part, 0), strict=True)
             ]
             self._seen = dict(zip(SEEN, seen, strict=True))
+
+    def _restarted(self, battle: Battle, mask: Tensor, keys: Tensor) -> Battle:
+        """`battle`, where `mask` (bool [N]) says so at the start of an episode."""
+        fresh = self._start(uniform(keys, self._draws[: self.start_draws]).t().contiguous())
+        pairs = zip(fresh, battle, strict=True)
+        return Battle(*(torch.where(mask, new, old) for new, old in pairs))
+
+    def _set(self, battle: Battle) -> None:
+        """Go on with `battle`; a fixed roster stays one column."""
+        self.battle = battle if self.random_teams else battle._replace(kind=self._kind)
 
     @torch.no_grad()
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -214,7 +224,7 @@ class Combat(BatchedEnv):
         battle, reward, terminated, won, self._last = self._transition(
             self.battle, action, self.rng.keys(), scripts
         )
-        self.battle = battle if self.random_teams else battle._replace(kind=self._kind)
+        self._set(battle)
         self._seen = dict(zip(SEEN, self._last, strict=True))
         return reward, terminated, won
 
@@ -224,7 +234,7 @@ class Combat(BatchedEnv):
         """A step and what the allies then see."""
         # Contiguous: whatever is computed from them keeps their order in memory.
         action = pad(action, (0, self.num_units - action.shape[1])).t().contiguous()
-        draws = uniform(keys, 0, self.step_draws).t().contiguous()
+        draws = uniform(keys, self._draws[: self.step_draws]).t().contiguous()
         battle, reward, terminated, won = self._step(battle, action, draws, scripts)
         return battle, reward, terminated, won, self._see(battle, 0)
 

@@ -222,6 +222,22 @@ def test_the_target_is_double_q_learning_by_hand():
     assert agent._td_loss(batch)[0].item() == pytest.approx((4 - 10.5) ** 2)
 
 
+@pytest.mark.parametrize("name", ["mixer", "attention"])
+def test_targets_are_mixed_by_the_slow_networks(name):
+    agent = filled()
+    batch = agent._sample()
+    with torch.no_grad():
+        embedding, _ = agent.roles.embed(batch["seen"])
+        role = agent.roles.encoder(embedding)
+        q, _ = agent._utility(agent.networks, batch["seen"], embedding, role)
+        before = agent._target(batch, q, embedding, role)
+        for networks, moves in ((agent.networks, False), (agent.targets, True)):
+            for parameter in networks[name].parameters():
+                parameter.add_(0.1)
+            after = agent._target(batch, q, embedding, role)
+            assert torch.equal(before, after) is not moves
+
+
 def ends(mask):
     return mask & ~torch.cat([mask[1:], torch.zeros_like(mask[:1])])
 
@@ -280,11 +296,36 @@ def test_training_begins_with_the_embedding_then_roles_then_values():
     assert "roles/information" in agent._learn(agent._sample())  # every second step
 
 
+def test_the_embedding_predicts_the_next_observation_where_there_is_one():
+    agent = filled()
+    batch, told = agent._sample(), []
+    agent.roles.decoding_loss = lambda embedding, following, known: (
+        told.extend([following, known]) or embedding.square().mean()
+    )
+    agent._pretrain(batch)
+    following, known = told
+    assert torch.equal(known[:-1], batch["mask"][1:]) and not known[-1].any()
+    assert torch.equal(following[:-1][known[:-1]], batch["obs"][1:][known[:-1]])
+    assert not torch.equal(following[known], batch["obs"][known])
+
+
 def test_without_contrast_there_is_none():
     agent = filled(contrastive_interval=0, pretrain_embedding=0)
+    before = copies(agent.roles.key_encoder)
     for _ in range(3):
         assert "roles/information" not in agent._learn(agent._sample())
-    assert unchanged(agent.roles.key_encoder, copies(agent.roles.key_encoder))
+    assert unchanged(agent.roles.key_encoder, before)
+
+
+def test_the_key_encoder_follows_the_contrastive_step():
+    agent = filled(key_rate=0.25)
+    before = copies(agent.roles.key_encoder)
+    agent._contrast(agent._sample())
+    triples = zip(agent.roles.key_encoder.parameters(), before,
+                  agent.roles.encoder.parameters(), strict=True)  # fmt: skip
+    for key, old, encoder in triples:
+        assert torch.allclose(key, old + 0.25 * (encoder - old), atol=1e-7)
+        assert not torch.equal(key, old)
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -315,3 +315,9 @@ def test_attention_sees_the_past_of_the_state():
     changed = state.clone()
     changed[0] += 1
     assert not torch.allclose(net.weights(state, role)[2], net.weights(changed, role)[2])
+
+
+def test_the_small_attention_has_a_learnt_query_for_each_agent():
+    attention = StateAttention(4, 3, 5, small=True)
+    weights = attention.weights(torch.randn(2, 1, 4), torch.randn(2, 1, 3, 5))
+    assert not torch.allclose(weights[..., 0, :], weights[..., 1, :])
