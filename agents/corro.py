@@ -7,9 +7,9 @@ is trained, offline, on observation and code. At test time a few transitions of 
 its code.
 
 Ours differs from the paper where it fails (`configs/baselines/corro-published.yaml` is the paper):
-negatives are what a decoder conditioned on other tasks' codes answers, positives pass through the
-same decoder, the decoder's reconstruction trains the codes as well, and contexts are relabelled
-under other tasks' behaviour, in training the encoder and the policy. FOCAL, UNICORN, CSRO,
+negatives are what a decoder of the answer, conditioned on the training task, says other tasks
+answer; positives pass through it too; to reconstruct the answer trains the codes as well; and other
+tasks' behaviour, relabelled by the decoder, trains encoder and policy. FOCAL, UNICORN, CSRO,
 supervised, oracle and multi-task learning are configurations of this file.
 
 As nothing is collected, a time step is a gradient step here.
@@ -32,6 +32,7 @@ from agents.core.config import ConfigError, require
 from agents.core.context import (
     AGGREGATORS,
     Coordinates,
+    Decoder,
     TransitionEncoder,
     focal_distance,
     make_generator,
@@ -86,7 +87,7 @@ class CORROConfig(AgentConfig):
     the reward, one model per task, or other tasks' real transitions."""
     num_negatives: int = 16
     """Negatives per query; the decoder gives one per other task of the batch."""
-    generator_share: float = 0.2
+    generator_share: float = 0.8
     """Share of the encoder's steps, the first ones, in which the generator alone learns."""
     generator_option: float | None = None
     """The CVAE's β (0.2 unless given) or the reward noise's σ (0.5)."""
@@ -101,8 +102,8 @@ class CORROConfig(AgentConfig):
     """Tasks per gradient step."""
     queries: int = 4
     """Query and key transitions per task in an encoder step."""
-    rows: int = 64
-    """Transitions per task in a policy step (published: 256)."""
+    rows: int = 16
+    """Transitions per task in a step of policy or generator (published: 256)."""
     resample_tasks: bool = True
     """Draw tasks anew for every gradient step; False keeps them for a block."""
     block: int = 50
@@ -111,8 +112,9 @@ class CORROConfig(AgentConfig):
     """Offline policy learning."""
     head_weight: float = 1.0
     """BRAC and TD3+BC: of behaviour; IQL: inverse temperature."""
-    entropy: float | None = None
-    """Weight α of SAC's entropy (published: 0.2); None adapts it."""
+    entropy: float | None = 0.01
+    """Weight α of SAC's entropy (published: 0.2); None adapts it. Chosen, as the other defaults, by
+    the returns on training tasks of point-robot."""
     layer_norm: bool = True
     """Normalise the critics' hidden layers."""
     hidden: list[int] = field(default_factory=lambda: [64, 64])
@@ -121,7 +123,7 @@ class CORROConfig(AgentConfig):
     """Discount γ; None takes 1 - 1/horizon."""
     lr: float = 1e-3
     """Adam's step size for the policy and critics."""
-    encoder_lr: float = 1e-3
+    encoder_lr: float = 3e-3
     """Adam's step size for encoder, decoder and generator."""
 
     def __post_init__(self) -> None:
@@ -144,9 +146,10 @@ class CORROConfig(AgentConfig):
         require(0 <= self.generator_share < 1, "generator_share", self.generator_share, "in [0, 1)")
         alone = self.critic_gradient == "encoder" and self.counterfactual
         require(not alone, "critic_gradient", "encoder", "counterfactual=false: no decoder learns")
-        for name in ("reconstruction", "counterfactual"):
-            allowed = not getattr(self, name) or self.negatives == "decoder"
-            require(allowed, "negatives", self.negatives, f"decoder, for {name}")
+        allowed = not self.counterfactual or self.negatives == "decoder"
+        require(allowed, "negatives", self.negatives, "decoder, for counterfactual")
+        learns = self.generator_share > 0 or not self.counterfactual
+        require(learns, "generator_share", 0.0, "above 0, for counterfactual")
 
 
 class CORRO(Agent):
@@ -167,6 +170,8 @@ class CORRO(Agent):
             "encoder": TransitionEncoder(*sizes, config.encoder_hidden, code),
             "aggregator": AGGREGATORS[config.aggregator](code),
         }
+        if config.reconstruction:
+            net["decoder"] = Decoder(*sizes, code, config.encoder_hidden)
         if config.classification:
             net["classifier"] = mlp(code, config.encoder_hidden, self._num_tasks())
         self.net: Any = nn.ModuleDict(net)
@@ -198,7 +203,7 @@ class CORRO(Agent):
         for name, (source, lr) in learners.items():
             parameters = list(source.parameters() if isinstance(source, nn.Module) else source)
             if parameters:
-                self.optimizers[name] = torch.optim.Adam(parameters, lr)
+                self.optimizers[name] = torch.optim.Adam(parameters, lr, fused=True)
                 self.parts[f"{name}_optimizer"] = self.optimizers[name]
         space: Any = self.env.single_action_space
         low, high = (torch.as_tensor(b, device=self.device) for b in (space.low, space.high))
@@ -206,7 +211,7 @@ class CORRO(Agent):
 
     def _generator_kind(self) -> str:
         config = self.config
-        needed = config.contrastive or config.reconstruction or config.counterfactual
+        needed = config.contrastive or config.counterfactual
         return config.negatives if needed and config.code == "context" else "transitions"
 
     def _task_parameters(self) -> int:
@@ -332,7 +337,7 @@ class CORRO(Agent):
         count = min(config.block, end - self.num_timesteps)
         draws = count if config.resample_tasks else 1
         task = draw_tasks((draws, config.task_batch), replay.tasks, generator).expand(count, -1)
-        rows = config.rows if self.learner == "policy" else 2 * config.queries
+        rows = 2 * config.queries if self.learner == "encoder" else config.rows
         step = replay.draw_steps(task, rows, generator)
         self._rows = task, step, replay.draw_episodes(task, 2, generator)
         self.num_timesteps += count
@@ -349,12 +354,12 @@ class CORRO(Agent):
     def _learn_codes(
         self, task: Tensor, steps: dict[str, Tensor], episode: Tensor
     ) -> dict[str, Tensor]:
-        """One step of encoder, aggregator and generator; the weighted sum is the objective."""
+        """One step of the generator, or of the encoder; the weighted sum is the objective."""
         config, generate = self.config, self.generate
         chosen, answer = steps["chosen"], steps["answer"]  # [B, 2Q, .]
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        if self.learner == "generator" or self.counterfactual:  # others stay as they were trained
+        if self.learner == "generator":  # from then on it stays as it is
             flat, label = chosen.flatten(0, 1), task.repeat_interleave(chosen.shape[1])
             loss = generate.loss(flat, answer.flatten(0, 1), label, self.generator)
             losses["generator"], metrics = loss
@@ -372,7 +377,7 @@ class CORRO(Agent):
             if config.leak:
                 losses["leak"] = self._leak(chosen, answer)
         total = sum(getattr(config, name, 1.0) * loss for name, loss in losses.items())
-        self._step([n for n in ("encoder", "generator") if n in self.optimizers], total)
+        self._step([self.learner], total)
         return {f"encoder/{name}": loss.detach() for name, loss in losses.items()} | metrics
 
     def _context_codes(self, task: Tensor, episode: Tensor) -> Tensor:
@@ -397,7 +402,7 @@ class CORRO(Agent):
             other = chosen.roll(1, 0)
             answer = torch.cat([answer, self.generate.answer(other, task)], 1)
             chosen = torch.cat([chosen, other], 1)
-        guess = self.generate(chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
+        guess = self.net["decoder"](chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
         return (guess - answer[:, None]).square().mean()
 
     def _contrastive_loss(self, task: Tensor, chosen: Tensor, answer: Tensor) -> Tensor:
@@ -462,13 +467,17 @@ class CORRO(Agent):
         return {f"policy/{name}": value for name, value in metrics.items()}
 
     def _relabelled(self, task: Tensor, steps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The second half of the rows from a neighbour, as the decoder says this task answers."""
-        half = steps["action"].shape[1] // 2
-        other = {name: value[:, half:].roll(1, 0) for name, value in steps.items()}
+        """All but a sixteenth of the rows from a neighbour, as the decoder says this task answers.
+
+        A task's own data hardly say what to do away from its own behaviour's paths, and critics
+        that know no better send the policy there.
+        """
+        own = steps["action"].shape[1] // 16
+        other = {name: value[:, own:].roll(1, 0) for name, value in steps.items()}
         answer = self.generate.answer(other["chosen"], task)
         reward, next_obs = self.coordinates.consequences(other["chosen"], answer)
         other |= {"reward": reward[..., None], "next": next_obs}
-        return {name: torch.cat([value[:, :half], other[name]], 1) for name, value in steps.items()}
+        return {name: torch.cat([value[:, :own], other[name]], 1) for name, value in steps.items()}
 
     def _policy_codes(self, task: Tensor, episode: Tensor) -> Tensor:
         """Codes for the rows of each task: one each [B, R, Z], or (published) one [B, 1, Z]."""

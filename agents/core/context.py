@@ -103,13 +103,33 @@ class Generator(nn.Module):
         raise NotImplementedError
 
 
+class Decoder(nn.Module):
+    """The answer to a choice under a code of the task.
+
+    Args:
+        chosen: D+U.
+        answer: 1+D.
+        code: Z.
+        hidden: widths.
+    """
+
+    def __init__(self, chosen: int, answer: int, code: int, hidden: list[int]) -> None:
+        super().__init__()
+        # Smooth: it errs less than ELU, ReLU or tanh where a task's own data do not reach.
+        self.network = mlp(chosen + code, hidden, answer, activation=nn.SiLU)
+
+    def forward(self, chosen: Tensor, code: Tensor) -> Tensor:
+        """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D]."""
+        code = code[..., None, :].expand(*chosen.shape[:-1], -1)
+        return self.network(torch.cat([chosen, code], -1))
+
+
 class TaskDecoder(Generator):
     """Ours: one model of the answer, conditioned on a code of the task; counterfactuals for all.
 
     Training task i has a learnt code of its own, under which the model answers any choice as task
     i would, whoever chose it. The codes start at almost 0, so that tasks that answer alike stay
-    close. The same network reconstructs answers from the codes that the encoder gives, which is
-    what brings both kinds of codes together.
+    close.
 
     Args:
         chosen: D+U.
@@ -122,23 +142,20 @@ class TaskDecoder(Generator):
     def __init__(self, chosen: int, answer: int, tasks: int, code: int, hidden: list[int]) -> None:
         super().__init__()
         self.codes = nn.Parameter(0.01 * torch.randn(tasks, code))
-        self.network = mlp(chosen + code, hidden, answer)
-
-    def forward(self, chosen: Tensor, code: Tensor) -> Tensor:
-        """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D]."""
-        code = code[..., None, :].expand(*chosen.shape[:-1], -1)
-        return self.network(torch.cat([chosen, code], -1))
+        self.decoder = Decoder(chosen, answer, code, hidden)
 
     def answer(self, chosen: Tensor, task: Tensor) -> Tensor:
         """Answers of training tasks int64 [B] to [B, ..., D+U], no gradient, [B, ..., 1+D]."""
         with torch.no_grad():
-            return self(chosen.flatten(1, -2), self.codes[task]).unflatten(1, chosen.shape[1:-1])
+            return self.decoder(chosen.flatten(1, -2), self.codes[task]).unflatten(
+                1, chosen.shape[1:-1]
+            )
 
     def loss(
         self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Generator`."""
-        return (self(chosen[:, None], self.codes[task])[:, 0] - answer).square().mean(), {}
+        return (self.decoder(chosen[:, None], self.codes[task])[:, 0] - answer).square().mean(), {}
 
     @torch.no_grad()
     def sample(
@@ -148,7 +165,7 @@ class TaskDecoder(Generator):
         tasks, shape = len(self.codes), (len(chosen), count)
         shift = torch.randint(1, max(tasks, 2), shape, generator=generator, device=chosen.device)
         other = self.codes[(task[:, None] + shift) % tasks]
-        return self.network(torch.cat([chosen[:, None].expand(-1, count, -1), other], -1))
+        return self.decoder(chosen[:, None, None].expand(-1, count, -1, -1), other)[:, :, 0]
 
 
 class CVAE(Generator):

@@ -17,9 +17,13 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def mlp(
-    inputs: int, hidden: Sequence[int], outputs: int, output_gain: float = 1.0
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    output_gain: float = 1.0,
+    activation: type[nn.Module] = nn.ELU,
 ) -> nn.Sequential:
-    """Multi-layer perceptron with ELU, [..., inputs] -> [..., outputs].
+    """Multi-layer perceptron, [..., inputs] -> [..., outputs].
 
     Orthogonal weights and zero biases, as usual for PPO (Andrychowicz et al. 2021); `output_gain`
     scales the last layer (0.01 starts a policy near its mean action).
@@ -31,7 +35,7 @@ def mlp(
         last = i == len(sizes) - 2
         nn.init.orthogonal_(layer.weight, output_gain if last else 2**0.5)
         nn.init.zeros_(layer.bias)
-        layers += [layer] if last else [layer, nn.ELU()]
+        layers += [layer] if last else [layer, activation()]
     return nn.Sequential(*layers)
 
 

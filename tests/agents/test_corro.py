@@ -1,5 +1,6 @@
 """CORRO: every loss by hand on small cases, the contract of agents, and offline evaluation."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -273,6 +274,35 @@ def test_contrastive_loss_at_chance_and_solved(dataset):
     assert loss.item() == pytest.approx(-solved, abs=1e-5)
 
 
+def test_the_generator_stays_as_it_was_trained(dataset):
+    """Encoders that train it further, on its own answers, undo what it learnt off the data."""
+    agent = CORRO(dataset=dataset, **SMALL).learn(total_timesteps=24)
+    assert agent.learner == "generator"  # 0.8 of 30
+    kept = copy.deepcopy(agent.generate.state_dict())
+    encoder = copy.deepcopy(agent.net["encoder"].state_dict())
+    agent.learn()
+    assert_same(agent.generate.state_dict(), kept)
+    assert not torch.equal(
+        agent.net["encoder"].state_dict()["network.0.weight"], encoder["network.0.weight"]
+    )
+
+
+def test_policies_learn_from_neighbours_as_the_decoder_answers(dataset):
+    agent = CORRO(dataset=dataset, **SMALL)
+    agent.learn(total_timesteps=10)
+    task, rows = torch.tensor([0, 2]), torch.arange(32).view(2, 16) + torch.tensor([[0], [120]])
+    steps = agent.replay.steps(rows)
+    mixed = agent._relabelled(task, steps)
+    for name in ("chosen", "action"):  # one of 16 is the task's own
+        assert torch.equal(mixed[name][:, :1], steps[name][:, :1])
+        assert torch.equal(mixed[name][:, 1:], steps[name].flip(0)[:, 1:])
+    answer = agent.generate.answer(mixed["chosen"][:, 1:], task)
+    reward, following = agent.coordinates.consequences(mixed["chosen"][:, 1:], answer)
+    assert torch.allclose(mixed["reward"][:, 1:, 0], reward)
+    assert torch.allclose(mixed["next"][:, 1:], following)
+    assert torch.equal(mixed["reward"][:, :1], steps["reward"][:, :1])
+
+
 def test_same_seed_same_training_other_seed_other(dataset):
     first, second = (CORRO(dataset=dataset, **SMALL, seed=3).learn() for _ in range(2))
     assert_same(first.state_dict(), second.state_dict())
@@ -344,8 +374,10 @@ def test_a_checkpoint_acts_without_its_data(dataset, tmp_path):
 def test_errors_name_the_culprit(dataset):
     with pytest.raises(ConfigError, match="dataset: expected the directory"):
         CORRO(**SMALL).learn()
-    with pytest.raises(ConfigError, match=r"negatives.*expected decoder, for reconstruction"):
+    with pytest.raises(ConfigError, match=r"negatives.*expected decoder, for counterfactual"):
         CORRO(negatives="cvae", **SMALL)
+    with pytest.raises(ConfigError, match=r"generator_share.*above 0, for counterfactual"):
+        CORRO(generator_share=0.0, **SMALL)
     with pytest.raises(ConfigError, match=r"encoder_share.*in \[0, 1\]"):
         CORRO(encoder_share=2.0, **SMALL)
     with pytest.raises(ConfigError, match="expected observations and actions of shapes"):
