@@ -118,12 +118,12 @@ class Combat(BatchedEnv):
         # Not computed within a step: a compiler that knows these numbers overflows.
         self._draws = torch.arange(max(self.step_draws, self.start_draws), device=self.device)
         self.battle = self._blank()
-        self._transition, self._look_at, self._renew = (
-            torch.compile(f, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-            if compile
-            else f
-            for f in (self._play, self._see, self._restarted)
-        )
+        self._transition, self._look_at, self._renew = self._play, self._see, self._restarted
+        if compile:
+            settings: Any = {"fullgraph": True, "dynamic": False, "options": {"cpp_wrapper": True}}
+            self._transition = torch.compile(self._play, **settings)
+            self._look_at = torch.compile(self._see, **settings)
+            self._renew = torch.compile(self._restarted, **settings)
         # What the last step has seen, each part handed out once: a receiver may write to it.
         self._seen: dict[str, Tensor] = {}
         # The same, within a step: what rows that do not begin an episode go on seeing.
