@@ -38,7 +38,6 @@ class Run:
         directory: created if missing.
         agent: name of the agent or baseline.
         config: plain dict of the configuration, compared with the one the directory already holds.
-
         leads: whether this process writes; the others of `torchrun` only read where it stands.
 
     Raises:
