@@ -111,7 +111,9 @@ class ConvDecoder(nn.Module):
         """Means [*, C, H, W], float32."""
         x = self.linear(features.flatten(0, -2)).unflatten(-1, self.first)
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
+        # On the CPU transposed convolutions are slower in bfloat16 than in float32.
+        low = self.low_precision and x.device.type != "cpu"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
             x = self.layers(x)
         return x.float().view(*features.shape[:-1], *self.shape)
 
