@@ -10,6 +10,7 @@ from pixel_toy import Square
 from trees import assert_same
 
 import agents
+import envs
 import train
 from agents import AGENTS, ConfigError, InfoPower
 from agents.core.config import build, read_yaml
@@ -73,6 +74,19 @@ def test_empowerment_is_found_where_there_is_some():
     for _ in range(220):
         _, metrics = agent._update_model(agent.sample())
     assert metrics["information/empowerment"] > 0.5
+
+
+def test_codes_do_not_collapse():
+    """A ball and a target of few pixels are told apart soon (chance: 0, at most ln 128 = 4.9).
+
+    At full weight the forward model's fit, which reaches the codes through h, holds it at 0.
+    """
+    env = envs.make("pixels/point", 64, "cpu", 0, size=48, action_repeat=8, duration=200)
+    sizes = {"depth": 8, "deter": 64, "stoch": 16, "units": 64, "num_envs": 64, "batch_size": 16}
+    agent = filled(env, **sizes, batch_length=8, replay_capacity=6400, model_lr=1e-3)
+    for _ in range(150):
+        _, metrics = agent._update_model(agent.sample())
+    assert metrics["information/observation"] > 1
 
 
 # ---- the objective

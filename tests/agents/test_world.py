@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import envs
 from agents.core.returns import lambda_returns
 from agents.core.world import (
     RSSM,
@@ -56,6 +57,18 @@ def test_decoder_mirrors_encoder(size, bfloat16):
     assert encoder(obs).dtype == torch.float32
     decoder = ConvDecoder(7, (3, size, size), 4, bfloat16)
     assert decoder(torch.zeros(2, 5, 7)).shape == obs.shape
+
+
+def test_untrained_codes_tell_images_apart():
+    """Else a contrast or a decoder first learns to ignore codes that are noise to it."""
+    torch.manual_seed(0)
+    world = WorldModel((3, 48, 48), 2, 8, 32, 16, 64, False, True, False)
+    obs = envs.make("pixels/point", 64, "cpu", 0, size=48).reset(seed=0)[0]
+    with torch.no_grad():
+        posterior = world.rssm.posterior(world.encoder(obs), torch.zeros(64, 32))
+        pictures = world.decoder(torch.randn(64, 48))
+    assert posterior.mean.std(0).mean() > 0.5 * posterior.std.mean()
+    assert pictures.std(0).mean() > 0.1
 
 
 def test_small_images_are_refused():
