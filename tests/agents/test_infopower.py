@@ -180,6 +180,27 @@ def test_free_nats_are_free(free):
     assert torch.allclose(*gradients) is free
 
 
+@pytest.mark.parametrize("term", ["observation", "empowerment", "reward", "forward"])
+def test_each_term_goes_where_the_objective_says(term):
+    """Informations grow, the forward information shrinks, each by the representation alone."""
+    names = ("observation", "empowerment", "reward", "forward")
+    weights = {f"{name}_weight": float(name == term) for name in names}
+    agent = filled(Square(), constraint="none", forward_target=1e-3, **weights)
+    batch, every = agent.sample(), agent.terms
+
+    def terms(batch):
+        agent.generator.manual_seed(0)
+        seen, values, fits = every(batch)
+        return seen, values, {name: loss.detach() for name, loss in fits.items()}
+
+    agent.terms = terms
+    before = terms(batch)[1][term]
+    for _ in range(5):
+        agent._update_model(batch)
+    change = terms(batch)[1][term] - before
+    assert -change > 0.01 if term == "forward" else change > 0.01
+
+
 @pytest.mark.parametrize("negatives", ["batch", "sequence"])
 @pytest.mark.parametrize("bound", ["infonce", "nwj", "jsd"])
 def test_observation_information_is_that_of_mi(bound, negatives):
