@@ -36,8 +36,8 @@ def pixels(obs: Tensor) -> Tensor:
 class ConvEncoder(nn.Module):
     """Images uint8 [*, C, H, W] -> embeddings float32 [*, E]: four strided convolutions.
 
-    Kernel 4 and stride 2 as in Dreamer, but padded as in DreamerV3 (Hafner et al. 2023): without,
-    64 pixels end as 2 x 2, in which it takes many times as long to find out where things are.
+    Kernel 4 and stride 2 as in Dreamer, but padded as in DreamerV3 (Hafner et al. 2023): 64 pixels
+    end as 4 x 4 instead of 2 x 2, which says sooner and better where things are.
     Normalised at the end, so that what differs between images is of order 1 from the start.
 
     Args:
