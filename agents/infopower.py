@@ -297,10 +297,11 @@ class InfoPower(Agent):
             + weight["reward"] * terms["reward"]
             - weight["forward"] * forward
         )
-        # The forward model's fit reaches earlier codes through h: at full weight it drowns I(O;Z),
-        # whose gradient is small at first, and the codes say nothing.
-        fitted = {**fits, "forward": weight["forward"] * fits["forward"]}
-        self._descend("model", sum(fitted.values()) - lagrangian)
+        if (
+            c.code == "recurrent"
+        ):  # the fit reaches codes through h: at full weight it drowns I(O;Z)
+            fits = {**fits, "forward": weight["forward"] * fits["forward"]}
+        self._descend("model", sum(fits.values()) - lagrangian)
         metrics = {f"information/{name}": value.detach() for name, value in terms.items()}
         metrics |= {f"multiplier/{name}": m.value.clone() for name, m in self.multipliers.items()}
         metrics |= {f"model/{name}": value.detach() for name, value in fits.items()}

@@ -208,6 +208,9 @@ class RSSM(nn.Module):
     def observe(self, embedding: Tensor, action: Tensor, first: Tensor, noise: Tensor) -> Unrolled:
         """Filter a sequence from zero states.
 
+        Codes of observations alone enter h without their gradient: h then predicts them as well as
+        it can, and they do not change in order to be predicted.
+
         Args:
             embedding: of o_t, [B, T, E].
             action: a_{t-1}, which led to o_t, [B, T, U].
@@ -225,7 +228,7 @@ class RSSM(nn.Module):
             deter = self.advance(deter * keep[:, t], code * keep[:, t], action[:, t])
             deters.append(deter)
             if codes is not None:
-                code = codes[:, t]
+                code = codes[:, t].detach()
             else:
                 posteriors.append(self.posterior(embedding[:, t], deter))
                 code = posteriors[-1].sample(noise[:, t])

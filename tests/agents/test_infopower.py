@@ -92,6 +92,15 @@ def test_codes_do_not_collapse():
 # ---- the objective
 
 
+def test_forward_models_fit_changes_memory_but_no_codes():
+    agent = filled(Square())
+    agent.terms(agent.sample())[2]["forward"].backward()
+    rssm, encoder = agent.world.rssm, agent.world.encoder
+    assert all(p.grad is None for p in [*encoder.parameters(), *rssm.posterior_head.parameters()])
+    assert rssm.cell.weight_hh.grad.abs().sum() > 0
+    assert rssm.prior_head[0].weight.grad.abs().sum() > 0
+
+
 def test_rows_are_what_an_action_led_to():
     """obs, reward and end belong to the action of the row, also at the end of an episode."""
 
