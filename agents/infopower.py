@@ -67,13 +67,13 @@ class InfoPowerConfig(AgentConfig):
     code: Literal["observation", "recurrent"] = "observation"
     """What the contrast and the inverse model see of time t: z_t ~ q(z | o_t), or (h_t, z_t) with
     z_t ~ q(z | h_t, o_t) as published, which contains the action."""
-    observation_weight: float = 0.3
+    observation_weight: float = 1.0
     """Weight of I(O;Z)."""
-    empowerment_weight: float = 3.0
+    empowerment_weight: float = 0.3
     """First λ of I(A;Z'|Z) in the representation; 0 leaves the term out."""
     reward_weight: float = 1.0
     """First λ of I(R;Z)."""
-    forward_weight: float = 0.3
+    forward_weight: float = 0.03
     """First λ of the forward information KL(q(z_t|o_t) ‖ p(z_t|z_{t-1},a_{t-1}))."""
     constraint: Literal["separate", "joint", "none"] = "separate"
     """A multiplier for each term that has a target; the published single λ on their sum; or fixed
@@ -289,15 +289,18 @@ class InfoPower(Agent):
         c = self.config
         seen, terms, fits = self.terms(batch)
         weight = self._weights(terms)
-        forward = terms["forward"]
-        if c.constraint != "separate":
-            forward = forward.clamp_min(c.forward_target)  # free nats
+        # Free nats: the multiplier alone is too slow to keep the code from collapsing at once.
+        forward = terms["forward"].clamp_min(c.forward_target)
         lagrangian = (
             c.observation_weight * terms["observation"]
             + weight["empowerment"] * terms["empowerment"]
             + weight["reward"] * terms["reward"]
             - weight["forward"] * forward
         )
+        if (
+            c.code == "recurrent"
+        ):  # the fit reaches codes through h: at full weight it drowns I(O;Z)
+            fits = {**fits, "forward": weight["forward"] * fits["forward"]}
         self._descend("model", sum(fits.values()) - lagrangian)
         metrics = {f"information/{name}": value.detach() for name, value in terms.items()}
         metrics |= {f"multiplier/{name}": m.value.clone() for name, m in self.multipliers.items()}

@@ -37,14 +37,22 @@ METHODS = (
 )  # fmt: skip
 SCALES: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {"depth": 8, "batch_length": 16, "horizon": 10, "imagination_starts": 64,
-              "eval_episodes": 8},
+    "small": {"depth": 8, "deter": 64, "units": 64, "batch_size": 8, "batch_length": 16,
+              "horizon": 8, "policy_lr": 1e-3,
+              "imagination_starts": 64, "gamma": 0.95, "entropy": 0.1, "prefill": 4000,
+              "collect_steps": 5, "gradient_steps": 20, "model_lr": 1e-3, "value_lr": 1e-3,
+              "eval_episodes": 64},
 }  # fmt: skip
 """What differs from the configurations' sizes, for all methods alike."""
+WORLDS: dict[str, dict[str, Any]] = {
+    "default": {}, "small": {"size": 48, "action_repeat": 8, "duration": 200},
+}  # fmt: skip
+"""And from the environments': episodes of 25 steps have many targets within few steps."""
 POINTS = 3  # of a curve, besides the one before training
-PROBE_ENVS, PROBE_STEPS = 64, 40  # starts of episodes of random actions; a set has so many
+PROBE_ENVS, PROBE_STEPS = 256, 16  # episodes of random actions, their first steps
+PROBED = slice(6, None, 3)  # steps that are read; the first ones h knows little of
 
-DECODER_STEPS = 300  # of the decoder that shows what a latent kept
+DECODER_STEPS, VIDEO_STEPS = 600, 75  # of the decoder that shows what a latent kept
 
 
 # ---- learning
@@ -66,6 +74,10 @@ def directory(run: dict[str, Any]) -> Path:
     return RUNS / f"{name}-seed{run['seed']}"
 
 
+def world(run: dict[str, Any]) -> dict[str, Any]:
+    return run.get("world") or {"background": run["background"], **WORLDS[run["scale"]]}
+
+
 def make(run: dict[str, Any]) -> Any:
     import train
     from agents import InfoPower
@@ -73,7 +85,7 @@ def make(run: dict[str, Any]) -> Any:
 
     layers, _ = train._layers(run["method"])
     overrides = {
-        "env": f"pixels/{run['task']}", "env_kwargs": {"background": run["background"]},
+        "env": f"pixels/{run['task']}", "env_kwargs": world(run),
         "seed": run["seed"], "total_timesteps": run["steps"], "empowerment_steps": run["steps"],
         "device": "cpu", "log_interval": 1, "replay_capacity": max(run["steps"], 1000),
         **SCALES[run["scale"]],
@@ -122,9 +134,7 @@ def probe_data(run: dict[str, Any], split: str, seed: int) -> dict[str, Any]:
     import envs
 
     pool = "held-out" if split == "held-out" else "train"
-    env = envs.make(
-        f"pixels/{run['task']}", PROBE_ENVS, "cpu", seed, background=run["background"], split=pool
-    )
+    env = envs.make(f"pixels/{run['task']}", PROBE_ENVS, "cpu", seed, split=pool, **world(run))
     generator = torch.Generator().manual_seed(seed)
     obs, info = env.reset(seed=seed)
     rows: dict[str, list[Any]] = {"obs": [], "action": [], "controllable": [], "distractor": []}
@@ -139,7 +149,7 @@ def probe_data(run: dict[str, Any], split: str, seed: int) -> dict[str, Any]:
 
 
 def encode(agent: Any, data: dict[str, Any]) -> Any:
-    """(h, z) of every step but the first ones, in which h knows little: [T · N, D + Z]."""
+    """(h, z) of the steps that are probed, [T · N, D + Z]."""
     import torch
 
     state = agent.initial_state(PROBE_ENVS)["features"]
@@ -148,7 +158,7 @@ def encode(agent: Any, data: dict[str, Any]) -> Any:
         for obs, action in zip(data["obs"], data["action"], strict=True):
             state = agent.world.filter(obs, state, action, noise)
             features.append(state)
-    return torch.stack(features[10:]).flatten(0, 1)
+    return torch.stack(features[PROBED]).flatten(0, 1)
 
 
 def measure(agent: Any, data: dict[str, Any], cpu_seconds: float) -> dict[str, float]:
@@ -166,7 +176,9 @@ def measure(agent: Any, data: dict[str, Any], cpu_seconds: float) -> dict[str, f
         point[name] = agent.evaluate(env)["return_mean"]
     x = {split: encode(agent, rows) for split, rows in data.items()}
     for what in ("controllable", "distractor"):
-        y = {split: rows[what][10:].flatten(0, 1).float() for split, rows in data.items()}
+        y = {split: rows[what][PROBED].flatten(0, 1).float() for split, rows in data.items()}
+        if not y["test"].shape[1]:  # no distractor
+            continue
         probes = {"linear": r.linear_probe, "mlp": partial(r.mlp_probe, steps=300)}
         for name, probe in probes.items():
             name = f"{name}_{what}"
@@ -175,7 +187,7 @@ def measure(agent: Any, data: dict[str, Any], cpu_seconds: float) -> dict[str, f
         codes = [principal(x["test"], 16), principal(y["test"], 8)]
         point[f"nats_{what}"] = mi.estimate_mi(*codes, estimator="gaussian_copula").value
     rows = torch.randperm(len(x["test"]), generator=torch.Generator().manual_seed(0))[:400]
-    z, state = x["test"][rows], data["test"]["controllable"][10:].flatten(0, 1)[rows].float()
+    z, state = x["test"][rows], data["test"]["controllable"][PROBED].flatten(0, 1)[rows].float()
     for similarity in (r.rsa, r.linear_cka, r.neighbour_overlap, r.edge_similarity):
         point[similarity.__name__] = similarity(z, state)
     return point
@@ -266,12 +278,9 @@ def video(path: str | None) -> None:
     folders = [Path(path)] if path else [p.parent for p in sorted(RUNS.glob("*/last.ckpt"))]
     for folder in folders:
         agent: Any = agents.load(folder / "last.ckpt", device="cpu")
-        task, background = agent.config.env.removeprefix("pixels/"), agent.config.env_kwargs
-        run = {"task": task, "background": background["background"]}
-        data = {
-            split: probe_data(run, split, seed) for split, seed in (("train", 11), ("test", 12))
-        }
-        x, images = encode(agent, data["train"]), data["train"]["obs"][10:].flatten(0, 1)
+        run = {"task": agent.config.env.removeprefix("pixels/"), "world": agent.config.env_kwargs}
+        data = probe_data(run, "train", 11)
+        x, images = encode(agent, data), data["obs"][PROBED].flatten(0, 1)
         torch.manual_seed(0)
         decoder = ConvDecoder(x.shape[1], images.shape[1:], 16)
         optimizer = torch.optim.Adam(decoder.parameters(), 1e-3)
@@ -281,10 +290,17 @@ def video(path: str | None) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        env = agent.make_eval_env(4)
+        obs, _ = env.reset(seed=12)
+        state, frames = agent.initial_state(4), []
         with torch.no_grad():
-            read = decoder(encode(agent, data["test"]))
-        read = ((read + 0.5).clamp(0, 1) * 255).to(torch.uint8).unflatten(0, (-1, PROBE_ENVS))
-        frames = torch.stack([data["test"]["obs"][10:, :4], read[:, :4]], 2).flatten(1, 2)
+            for _ in range(VIDEO_STEPS):
+                action, state = agent.act(obs, state, deterministic=True)
+                read = ((decoder(state["features"]) + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+                frames.append(torch.stack([obs, read], 1).flatten(0, 1))
+                obs, _, terminated, truncated, _ = env.step(action)
+                state = agent._restart(state, terminated | truncated)
+        frames = torch.stack(frames)
         frames = frames.repeat_interleave(2, -1).repeat_interleave(2, -2)
         write_video(RESULTS / f"{folder.name}.mp4", frames, 12)
 

@@ -57,6 +57,8 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
             axes = figure.add_subplot(2, len(DRAWN), i * len(DRAWN) + j + 1)
             runs = group(rows, lambda r: (r["method"], r["seed"]))
             for k, ((method, _), points) in enumerate(runs.items()):
+                if name not in points[0]:  # no distractor
+                    continue
                 x, y = ([p[column] for p in points] for column in (axis, name))
                 axes.plot(x, y, marker=".", color=f"C{k % 10}", label=method)
             axes.set(xlabel=axis, title=name)

@@ -99,6 +99,7 @@ class RasterEnv(BatchedEnv):
         size: R.
         action_repeat: control steps per step; None for the task's own.
         sparse: a reward only near the target (upright), instead of one that leads there.
+        duration: control steps of an episode, which has one target; None for 1000.
     """
 
     extent: float
@@ -125,7 +126,11 @@ class RasterEnv(BatchedEnv):
         size: int = 64,
         action_repeat: int | None = None,
         sparse: bool = False,
+        duration: int | None = None,
     ) -> None:
+        self.duration = type(self).duration if duration is None else duration
+        if self.duration < 1:
+            raise ValueError(f"duration={duration}: expected at least 1 control step")
         self.action_repeat = self.repeat if action_repeat is None else action_repeat
         if not 1 <= self.action_repeat <= self.duration:
             raise ValueError(f"action_repeat={action_repeat}: expected 1 .. {self.duration}")

@@ -10,6 +10,7 @@ from pixel_toy import Square
 from trees import assert_same
 
 import agents
+import envs
 import train
 from agents import AGENTS, ConfigError, InfoPower
 from agents.core.config import build, read_yaml
@@ -75,7 +76,29 @@ def test_empowerment_is_found_where_there_is_some():
     assert metrics["information/empowerment"] > 0.5
 
 
+def test_codes_do_not_collapse():
+    """A ball and a target of few pixels are told apart soon (chance: 0, at most ln 128 = 4.9).
+
+    At full weight the forward model's fit, which reaches the codes through h, holds it at 0.
+    """
+    env = envs.make("pixels/point", 64, "cpu", 0, size=48, action_repeat=8, duration=200)
+    sizes = {"depth": 8, "deter": 64, "stoch": 16, "units": 64, "num_envs": 64, "batch_size": 16}
+    agent = filled(env, **sizes, batch_length=8, replay_capacity=6400, model_lr=1e-3)
+    for _ in range(150):
+        _, metrics = agent._update_model(agent.sample())
+    assert metrics["information/observation"] > 1
+
+
 # ---- the objective
+
+
+def test_forward_models_fit_changes_memory_but_no_codes():
+    agent = filled(Square())
+    agent.terms(agent.sample())[2]["forward"].backward()
+    rssm, encoder = agent.world.rssm, agent.world.encoder
+    assert all(p.grad is None for p in [*encoder.parameters(), *rssm.posterior_head.parameters()])
+    assert rssm.cell.weight_hh.grad.abs().sum() > 0
+    assert rssm.prior_head[0].weight.grad.abs().sum() > 0
 
 
 def test_rows_are_what_an_action_led_to():
@@ -118,7 +141,11 @@ def terms(**values) -> dict[str, torch.Tensor]:
 def test_multipliers_rise_under_violation_and_fall_otherwise():
     agent = tiny(reward_target=0.5)
     before = agent._weights(terms(empowerment=2.0, reward=0.5, forward=3.0))  # each at its target
-    assert before == {"empowerment": 3, "reward": 1, "forward": pytest.approx(0.3)}
+    assert before == {
+        "empowerment": pytest.approx(0.3),
+        "reward": 1,
+        "forward": pytest.approx(0.03),
+    }
     for _ in range(10):
         bad = agent._weights(terms(empowerment=0.5, reward=0.1, forward=9.0))
     assert all(bad[name] > before[name] for name in ("empowerment", "reward", "forward"))
@@ -153,10 +180,34 @@ def test_free_nats_are_free(free):
         agent = filled(Square(), constraint="none", forward_target=1e3 if free else 1e-3,
                        forward_weight=weight)  # fmt: skip
         agent._descend = lambda part, loss: loss.backward()
-        agent._update_model(agent.sample())
+        seen, values, fits = agent.terms(agent.sample())
+        fits = {name: loss.detach() for name, loss in fits.items()}  # these reach the codes, too
+        agent.terms = lambda batch, out=(seen, values, fits): out
+        agent._update_model({})
         head = agent.world.rssm.posterior_head
         gradients.append(torch.cat([p.grad.flatten() for p in head.parameters()]))
     assert torch.allclose(*gradients) is free
+
+
+@pytest.mark.parametrize("term", ["observation", "empowerment", "reward", "forward"])
+def test_each_term_goes_where_the_objective_says(term):
+    """Informations grow, the forward information shrinks, each by the representation alone."""
+    names = ("observation", "empowerment", "reward", "forward")
+    weights = {f"{name}_weight": float(name == term) for name in names}
+    agent = filled(Square(), constraint="none", forward_target=1e-3, **weights)
+    batch, every = agent.sample(), agent.terms
+
+    def terms(batch):
+        agent.generator.manual_seed(0)
+        seen, values, fits = every(batch)
+        return seen, values, {name: loss.detach() for name, loss in fits.items()}
+
+    agent.terms = terms
+    before = terms(batch)[1][term]
+    for _ in range(5):
+        agent._update_model(batch)
+    change = terms(batch)[1][term] - before
+    assert -change > 0.01 if term == "forward" else change > 0.01
 
 
 @pytest.mark.parametrize("negatives", ["batch", "sequence"])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import envs
 from agents.core.returns import lambda_returns
 from agents.core.world import (
     RSSM,
@@ -47,7 +48,7 @@ def test_tanh_gaussian_density_is_torchs():
     assert torch.isfinite(far).all()
 
 
-@pytest.mark.parametrize("size", [46, 48, 64, 84])
+@pytest.mark.parametrize("size", [16, 46, 48, 64, 84])
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_decoder_mirrors_encoder(size, bfloat16):
     encoder = ConvEncoder((3, size, size), 4, bfloat16)
@@ -58,9 +59,21 @@ def test_decoder_mirrors_encoder(size, bfloat16):
     assert decoder(torch.zeros(2, 5, 7)).shape == obs.shape
 
 
+def test_untrained_codes_tell_images_apart():
+    """Else a contrast or a decoder first learns to ignore codes that are noise to it."""
+    torch.manual_seed(0)
+    world = WorldModel((3, 48, 48), 2, 8, 32, 16, 64, False, True, False)
+    obs = envs.make("pixels/point", 64, "cpu", 0, size=48).reset(seed=0)[0]
+    with torch.no_grad():
+        posterior = world.rssm.posterior(world.encoder(obs), torch.zeros(64, 32))
+        pictures = world.decoder(torch.randn(64, 48))
+    assert posterior.mean.std(0).mean() > 0.5 * posterior.std.mean()
+    assert pictures.std(0).mean() > 0.1
+
+
 def test_small_images_are_refused():
-    with pytest.raises(ValueError, match="45 pixels: expected at least 46"):
-        ConvEncoder((3, 45, 64), 4)
+    with pytest.raises(ValueError, match="15 pixels: expected at least 16"):
+        ConvEncoder((3, 15, 64), 4)
 
 
 def test_bfloat16_is_close_to_float32():

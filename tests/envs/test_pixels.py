@@ -166,6 +166,16 @@ def test_repeats_add_rewards_and_shorten_episodes() -> None:
     assert torch.equal(obs, once._observe())
 
 
+def test_duration_is_an_episodes() -> None:
+    env = envs.make("pixels/point", num_envs=2, action_repeat=8, duration=20)
+    assert (env.max_episode_steps, envs.make("pixels/point").max_episode_steps) == (3, 250)
+    env.reset(seed=0)
+    ends = [env.step(torch.zeros(2, 2))[3].tolist() for _ in range(4)]
+    assert ends == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
+    with pytest.raises(ValueError, match="duration=0: expected at least 1"):
+        envs.make("pixels/point", duration=0)
+
+
 def test_a_controller_swings_the_pole_up() -> None:
     """The task can be solved: energy until it is nearly up, then a linear controller."""
     env: Any = envs.make("pixels/cartpole", num_envs=4, action_repeat=1)
