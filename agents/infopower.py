@@ -297,9 +297,8 @@ class InfoPower(Agent):
             + weight["reward"] * terms["reward"]
             - weight["forward"] * forward
         )
-        if (
-            c.code == "recurrent"
-        ):  # the fit reaches codes through h: at full weight it drowns I(O;Z)
+        if c.code == "recurrent":
+            # Here the fit reaches the codes through h: at full weight it would drown I(O;Z).
             fits = {**fits, "forward": weight["forward"] * fits["forward"]}
         self._descend("model", sum(fits.values()) - lagrangian)
         metrics = {f"information/{name}": value.detach() for name, value in terms.items()}

@@ -11,24 +11,10 @@ from typing import Any
 
 import torch
 from common import Peer, Skipped
+from envs_distractors import PEER
 from envs_mujoco import paired
 
 import envs
-
-PEER = """
-import numpy as np
-from dm_control import suite
-env = suite.load('{domain}', '{task}')
-actions = np.random.default_rng(0).uniform(-1, 1, (64, 6))
-env.reset()
-env.physics.render(64, 64, camera_id=0)
-def step(count):
-    for i in range(count):
-        for _ in range(2):
-            if env.step(actions[i % 64]).last():
-                env.reset()
-        env.physics.render(64, 64, camera_id=0)
-"""
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
