@@ -499,17 +499,27 @@ def _episodes(data: TaskData, k: int) -> list[Episode]:
 
 
 def _store(data: TaskData, store: Path) -> TaskData:
-    """Write `data` beside the datasets it was read from, and map it."""
-    for old in store.parent.glob(f"{data.tier}-*"):  # what was read from older files
-        shutil.rmtree(old)
-    new = store.with_name(f"{store.name}.{os.getpid()}")
+    """Write `data` beside the datasets it was read from, and map it.
+
+    Several processes may do so at once: each writes under a name of its own, the first to finish
+    keeps the place and the others map what it wrote.
+    """
+    for old in set(store.parent.glob(f"{data.tier}-*")) - {store}:  # read from older files
+        shutil.rmtree(old, ignore_errors=True)
+    new = store.with_name(f".{store.name}.{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for field in fields(data):
         value = getattr(data, field.name)
         if isinstance(value, Tensor):
             np.save(new / f"{field.name}.npy", value.numpy())
     (new / "facts.json").write_text(json.dumps({"family": data.family, "tier": data.tier}))
-    new.rename(store)
+    try:
+        new.rename(store)
+    except OSError:
+        if not store.exists():
+            raise
+        shutil.rmtree(new)
     return _open(store)
 
 

@@ -434,6 +434,26 @@ def test_hostile_metadata_is_refused_by_name(tmp_path: Path, words: str) -> None
         load(tmp_path)
 
 
+def test_two_processes_may_write_the_cache_at_once(tmp_path: Path, monkeypatch) -> None:
+    """While one writes, another begins, finishes and keeps the place; both read the data."""
+    save(example(), tmp_path)
+    write, found = np.save, []
+
+    def interrupted(file: Path, array: np.ndarray) -> None:
+        write(file, array)
+        if not found:
+            found.append(None)
+            with monkeypatch.context() as other:
+                other.setattr("os.getpid", lambda: 1)
+                found[0] = load(tmp_path)
+
+    monkeypatch.setattr(np, "save", interrupted)
+    same(load(tmp_path), example())
+    same(found[0], example())
+    (store,) = (tmp_path / "corro" / "point-robot" / "cache").iterdir()
+    assert re.fullmatch("mixed-[0-9a-f]{16}", store.name)
+
+
 def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     save(example(), tmp_path)
     load(tmp_path)
