@@ -46,6 +46,18 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     import agents
+
+    if not hasattr(
+        agents, "AGENTS"
+    ):  # ours in place, and another distribution's __init__.py over it
+        found = agents.__file__ or f"{agents.__path__[0]} without its __init__.py"
+        print(
+            f"error: `agents` is {found}, not infomax-rl's: a distribution of the same name, such "
+            "as openai-agents, was installed or uninstalled after it. Use another environment, or "
+            "uninstall that one and pip install --force-reinstall --no-deps infomax-rl",
+            file=sys.stderr,
+        )
+        return 2
     from agents.core.log import NonFiniteError
     from envs.base import SimulationError
     from envs.hdf5 import DataError

@@ -12,20 +12,30 @@ from typing import Any
 
 
 def _guard() -> None:
-    """Refuse to run with somebody else's `envs` or `mi`: other distributions own these names."""
+    """Refuse to run with somebody else's `envs` or `mi`: other distributions own these names.
+
+    A wheel installed after ours may have put its `__init__.py` over ours, or taken it away when it
+    was uninstalled. So a name's content counts, and not only its place.
+    """
     ours = Path(__file__).resolve().parent.parent
-    for name in ("envs", "mi"):
+    for name, public in (("envs", "BatchedEnv"), ("mi", "estimate_mi")):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is not None and origin.parent == ours / name:
+        beside = origin is None or origin.parent == ours / name
+        if origin is not None and beside and public in origin.read_text(errors="replace"):
             continue
+        repair = "pip install --force-reinstall --no-deps infomax-rl" if beside else ""
         if origin is None:
-            raise ImportError(f"infomax-rl needs its own package {name!r}, which is not installed")
-        owners = importlib.metadata.packages_distributions().get(name, ["unknown"])
+            raise ImportError(
+                f"infomax-rl needs its own package {name!r}, which is not installed or has lost "
+                f"its __init__.py to another distribution of that name; {repair}"
+            )
+        owners = importlib.metadata.packages_distributions().get(name, [])
         intruders = sorted(set(owners) - {"infomax-rl"}) or ["unknown"]
         raise ImportError(
             f"infomax-rl needs its own package {name!r}, but {origin} is imported instead, from "
-            f"the distribution {', '.join(intruders)}; uninstall it or use another environment"
+            f"the distribution {', '.join(intruders)}; uninstall it"
+            f"{f', then {repair},' if repair else ''} or use another environment"
         )
 
 

@@ -89,9 +89,17 @@ class SuiteTask(Task):
     camera: str | None = None
 
     def model(self) -> mujoco.MjModel:
-        """The compiled model."""
+        """The compiled model.
+
+        Raises:
+            ValueError: dm_control, whose files the models are, is not installed.
+        """
         package = importlib.util.find_spec("dm_control")
-        assert package is not None and package.origin is not None, "dm_control is a dependency"
+        if package is None or package.origin is None:
+            raise ValueError(
+                "the suite's models are files of dm_control, which is not installed; "
+                "pip install --no-deps dm-control is enough (and all that Python 3.13 can have)"
+            )
         folder = Path(package.origin).parent / "suite"
         # MuJoCo is about to remove this attribute in favour of the function used below
         xml = re.sub(r' settotalmass="\d+"', "", (folder / f"{self.domain}.xml").read_text())

@@ -1,0 +1,201 @@
+"""Does an installation work: python benchmarks/packaging.py [python3.12 …] [into=<directory>]
+
+For each Python (this one unless said): a fresh virtual environment, our wheel in it with the
+versions of constraints.txt, and a smoke run in an empty directory far from any checkout; then the
+same with an editable installation. In the first Python's environment, too: `openai-agents`, `envs`
+and `mi` of PyPI beside us, before and after us, and uninstalled again. Every case says what has to
+happen; one that does not is an error at the end. Environments that exist in `into` are used as
+they are; versions and outcomes go to benchmarks/results/packaging. Needs pip's index, and
+about 2 GB for a Python.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+
+ROOT = Path(__file__).resolve().parents[1]
+NEIGHBOURS = {"openai-agents": "agents", "envs": "envs", "mi": "mi"}
+SMOKE = "-m agents smoke/slim total_timesteps=800 eval_episodes=8"
+WHERE = "-c 'import agents; print(agents.AGENTS, agents.__file__)'"  # the README's line
+REPAIR = "--force-reinstall --no-deps infomax-rl"
+
+
+class Environment:
+    """A virtual environment, and an empty directory from which its Python is called."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self.python = folder / "bin" / "python"
+        self.fresh = not self.python.exists()
+        if self.fresh:
+            subprocess.run([python, "-m", "venv", str(folder)], check=True)
+        self.version = self.call("-c 'import platform; print(platform.python_version())'")[1]
+
+    def call(self, line: str, script: Path | None = None) -> tuple[int, str]:
+        """Exit code and last line of `python <line>` in an empty directory."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        with tempfile.TemporaryDirectory() as empty:
+            arguments = re.findall(r"'[^']*'|\S+", line)
+            done = subprocess.run(
+                [str(self.python), *([str(script)] if script else []),
+                 *(a.strip("'") for a in arguments)],
+                cwd=empty, capture_output=True, text=True, timeout=1800,
+                env={**clean, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            lines = (done.stdout + done.stderr).strip().splitlines() or [""]
+            return done.returncode, lines[-1].replace(empty, "<empty directory>")
+
+    def pip(self, *arguments: str) -> None:
+        """Pip in this environment; its errors are the script's."""
+        line = [str(self.python), "-m", "pip", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=3600)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(line)}: {done.stderr[-1500:]}")
+
+
+def installed(env: Environment, wheel: Path, install: str) -> list[dict[str, Any]]:
+    """What has to work wherever we are installed, from an empty directory."""
+    torch = env.call("-c 'import torch; print(torch.__version__)'")[1]
+    cases = {
+        "smoke run": (SMOKE, 0, "skills.mp4"),
+        "a baseline's configuration": (
+            "-m agents lsd env=tabletop total_timesteps=800 num_envs=8 horizon=10 "
+            "discovery_updates=2 eval_episodes=8",
+            0,
+            "skills.mp4",
+        ),
+        "a sweep": (
+            "-m agents sweep smoke/masd seed=0..1 --jobs 2 total_timesteps=400 eval_episodes=8",
+            0,
+            "2 runs: 2 finished",
+        ),
+        "estimators alone": (
+            "-c 'import mi, sys; print(mi.estimate_mi, \"gymnasium\" in sys.modules)'",
+            0,
+            "False",
+        ),
+        "a mistake": ("-m agents slim lrr=1", 2, "error: unknown key 'lrr'"),
+    }
+    rows = []
+    for case, (line, code, text) in cases.items():
+        got, last = env.call(line)
+        good = got == code and text in last
+        rows.append(_row(env, torch, install, case, f"{code}: … {text}", good, got, last))
+    return rows
+
+
+def beside(env: Environment, wheel: Path, install: str) -> list[dict[str, Any]]:
+    """Distributions of the same names, before us, after us, and uninstalled again."""
+    torch = env.call("-c 'import torch; print(torch.__version__)'")[1]
+    ours = ("-e", str(ROOT)) if install == "editable" else (str(wheel),)
+    rows = []
+    for name, package in NEIGHBOURS.items():
+        for case in ("theirs last", "ours last", "theirs uninstalled"):
+            env.pip("uninstall", "-q", "-y", name, "infomax-rl")
+            reinstall = ("install", "-q", "--force-reinstall", "--no-deps", *ours)
+            # With what it depends on, but for a version of a package that we need.
+            theirs = ("install", "-q", "-c", str(ROOT / "constraints.txt"), name)
+            for step in (theirs, reinstall) if case == "ours last" else (reinstall, theirs):
+                env.pip(*step)
+            if case == "theirs uninstalled":
+                env.pip("uninstall", "-q", "-y", name)
+            for what, line in (("command", SMOKE), ("import", WHERE)):
+                expected, good = _expected(package, case, what, install)
+                got, last = env.call(line)
+                passed = (got == 0) == good and expected in last
+                rows.append(
+                    _row(env, torch, install, f"{name}, {case}: {what}",
+                         f"{'works' if good else 'fails'}: … {expected}", passed, got, last)
+                )  # fmt: skip
+        env.pip("uninstall", "-q", "-y", name)
+    env.pip("install", "-q", "--force-reinstall", "--no-deps", *ours)
+    return rows
+
+
+def _expected(package: str, case: str, what: str, install: str) -> tuple[str, bool]:
+    """A part of the last line, and whether all is well."""
+    # A checkout is found after what is installed, in whatever order; files of one name in one
+    # directory are the last one's, and gone with the first that is uninstalled.
+    if case == ("theirs uninstalled" if install == "editable" else "ours last"):
+        return ("skills.mp4" if what == "command" else "/agents/__init__.py"), True
+    if package != "agents":
+        return (
+            "not installed or has lost" if "uninstalled" in case else "is imported instead"
+        ), False
+    if what == "import":
+        return "has no attribute 'AGENTS'", False
+    return ("No module named agents.__main__" if install == "editable" else REPAIR), False
+
+
+def _row(
+    env: Environment, torch: str, install: str, case: str, expected: str, good: bool,
+    code: int, last: str,
+) -> dict[str, Any]:  # fmt: skip
+    said = re.sub(r"\S*/(lib/python|benchmarks|agents|envs|mi)/", r"…/\1/", last)[:240]
+    print(
+        f"{'ok  ' if good else 'FAIL'} {env.version} {install:8} {case}: {code} {said}", flush=True
+    )
+    return {
+        "python": env.version, "torch": torch, "install": install, "case": case,
+        "expected": expected, "as_expected": "yes" if good else "no", "exit": code,
+        "last_line": said,
+    }  # fmt: skip
+
+
+def prepare(python: str, folder: Path, wheel: Path) -> Environment:
+    """An environment with our wheel and everything it needs."""
+    env = Environment(python, folder)
+    constraints = str(ROOT / "constraints.txt")
+    if env.fresh:
+        torch = re.findall(r"^torch==.*", Path(constraints).read_text(), re.M)[0]
+        try:  # a CPU build where the index has one, as the Makefile does
+            env.pip("install", "-q", f"{torch}+cpu")
+        except RuntimeError:
+            print("no CPU build of torch on offer, taking the default one")
+        env.pip("install", "-q", "-c", constraints, str(wheel))
+    env.pip("install", "-q", "--force-reinstall", "--no-deps", str(wheel))
+    return env
+
+
+def check(pythons: list[str], into: Path, neighbours: bool = True) -> list[dict[str, Any]]:
+    """One row per case, see the top of this file."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(into), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = into.glob("infomax_rl-*.whl")
+    rows = []
+    for i, python in enumerate(pythons):
+        show = [python, "-c", "import platform; print(platform.python_version())"]
+        version = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+        env = prepare(python, into / version, wheel)
+        for install in ("wheel", "editable"):
+            if install == "editable":
+                env.pip("uninstall", "-q", "-y", "infomax-rl")
+                env.pip("install", "-q", "--no-deps", "-e", str(ROOT))
+            rows += installed(env, wheel, install)
+            if neighbours and i == 0:
+                rows += beside(env, wheel, install)
+    return rows
+
+
+def main(arguments: list[str]) -> None:
+    into = next((a[5:] for a in arguments if a.startswith("into=")), None)
+    pythons = [a for a in arguments if not a.startswith("into=")] or [sys.executable]
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = check(pythons, Path(into or temporary))
+    common.write_csv(ROOT / "benchmarks" / "results" / "packaging" / "packaging.csv", rows)
+    bad = [row for row in rows if row["as_expected"] == "no"]
+    print(f"{len(rows) - len(bad)} of {len(rows)} cases as expected")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
