@@ -6,7 +6,7 @@ BIN := .venv/bin
 # one (local version `+cpu`), otherwise the index's default build is.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: train test test-full lint bench report clean
+.PHONY: train test test-full lint bench report docs clean
 
 train: .venv/installed
 	$(BIN)/python train.py slim env=tabletop seed=1
@@ -28,6 +28,11 @@ bench: .venv/installed
 report: .venv/installed
 	$(BIN)/python benchmarks/gallery.py $(wildcard runs)
 
+# NO_MKDOCS_2_WARNING: the theme announces its successor, which is no warning about our pages.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+	@echo 'open dist/docs/index.html'
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -38,7 +43,7 @@ report: .venv/installed
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,plot,video,ray,onnx]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,docs,plot,video,ray,onnx]'
 	touch $@
 
 clean:

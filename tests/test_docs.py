@@ -1,0 +1,133 @@
+"""The documentation: its blocks run, its metrics are those that are logged, and the site builds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from snippets import ROOT, blocks, command_lines, small
+
+import train
+from agents import AGENTS
+from agents.core import config as configuration
+from agents.core.generate import DataConfig, generate
+
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+METRICS = (ROOT / "docs" / "guides" / "metrics.md").read_text()
+NAMES = {path.relative_to(ROOT / "docs").as_posix(): path for path in PAGES}
+
+
+@pytest.mark.parametrize("name", [n for n, p in NAMES.items() if blocks(p.read_text(), "python")])
+def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    torch.manual_seed(0)
+    for block in blocks(NAMES[name].read_text(), "python"):
+        exec(compile(block, f"docs/{name}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", [n for n, p in NAMES.items() if command_lines(p.read_text())])
+def test_commands_of_a_page_run_in_order(name, tmp_path, monkeypatch):
+    """`train.py` and `mi` in this process, with small settings; there is no third command."""
+    import mi.__main__
+
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(3, 200))
+    label = np.arange(200) % 3
+    np.savez("data.npz", x=x[0] + label, y=x[0] + x[1], z=x[2], label=label)
+    for words in command_lines(NAMES[name].read_text()):
+        if words[:2] == ["python", "train.py"]:
+            assert train.main(small(words[2:])) == 0, words
+        else:
+            assert words[:3] == ["python", "-m", "mi"], words
+            assert mi.__main__.main(words[3:]) == 0, words
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    generate("point-robot", DataConfig(tasks=4, episodes=4, tier="mixed,ood", out=str(folder)))
+    return str(folder)
+
+
+def logged(name: str, dataset: str, folder: Path) -> set[str]:
+    """Names of all metrics of a smoke run of an agent or baseline."""
+    layers, kind = train._layers(name)
+    smoke = configuration.read_yaml(ROOT / "configs" / "smoke" / f"{kind}.yaml")
+    smoke.pop("agent")
+    smoke |= {"log_interval": 1, "eval_episodes": 16 if kind != "masd" else 32}
+    smoke |= {"dataset": dataset} if kind == "corro" else {}
+    agent = AGENTS[kind](config=configuration.build(AGENTS[kind].Config, [*layers, smoke]))
+    names: set[str] = set()
+    agent.learn(callback=lambda _, row: names.update(row))
+    return names | agent.report(folder).keys()
+
+
+def entries(section: str) -> list[re.Pattern[str]]:
+    """Patterns of the names that the metrics page explains for an agent."""
+    parts = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", METRICS, re.S | re.M))
+    rows = re.findall(r"^\| (`.*?) \|", parts["Every agent"] + parts[section], re.M)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return [re.compile(re.sub(r"<.*?>", ".+", name)) for name in names]
+
+
+SECTIONS = {"slim": "SLIM", "masd": "MASD", "acorm": "ACORM", "acorm-mappo": "ACORM"}
+SECTIONS |= {"corro": "CORRO", "infopower": "InfoPower"}
+BASELINES = sorted(path.stem for path in (ROOT / "configs" / "baselines").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", [*AGENTS, *(pytest.param(name, marks=pytest.mark.full) for name in BASELINES)]
+)
+def test_every_logged_metric_is_explained(name, dataset, tmp_path):
+    known = entries(SECTIONS[train._layers(name)[1]])
+    names = logged(name, dataset, tmp_path)
+    assert len(names) > 8
+    missing = {
+        name
+        for name in names
+        if not any(p.fullmatch(name) or p.fullmatch(name.removeprefix("random/")) for p in known)
+    }
+    assert not missing, sorted(missing)
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip("material", reason="needs the extra docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/site/mkdocs.yml",
+         "-d", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "agents" / "slim.html").read_text()
+    assert "slim-single-critic, reach x 10" in page, "a table of the results is missing"
+    assert "<code>violation_budget</code>" in page, "the table of settings is missing"
+    assert "<math" in page
+    assert "<!-- result" not in page
+    for path in tmp_path.rglob("*.html"):
+        text = path.read_text()
+        loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\" >]+)", text)
+        assert not loaded, (path, loaded)
+
+
+def test_every_agent_and_environment_has_a_page():
+    texts = {name: path.read_text() for name, path in NAMES.items()}
+    for name in AGENTS:
+        assert any(f"<!-- settings {name} -->" in text for text in texts.values()), name
+    import fnmatch
+
+    import envs
+
+    shown = " ".join(texts.values())
+    patterns = " ".join(re.findall(r"<!-- environments (.*?) -->", shown)).split()
+    for id in envs.ENVS:
+        elsewhere = id.startswith("pixels/dmc/")  # those of `dmc/*`, which have the table
+        assert elsewhere or any(fnmatch.fnmatchcase(id, p) for p in patterns), id
