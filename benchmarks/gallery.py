@@ -28,16 +28,25 @@ TITLES = {
     "infopower": "InfoPower: world models of pixels",
     "mi": "Estimators of mutual information",
     "envs": "Environments: speed",
+    "installation": "Installations",
 }
+HEADLINES = {"acorm": ("REPORT", "2s3z, 80,000 environment steps"), "infopower": ("README", "")}
+"""File and beginning of the heading of a headline table that is not the first of REPORT."""
 
 
-def first_table(text: str) -> tuple[str, str]:
-    """The first Markdown table and the last heading before it, ("", "") where there is none."""
-    match = re.search(r"^\|.*\n\|[ :|-]+\n(\|.*\n?)+", text, re.M)
-    if match is None:
-        return "", ""
-    headings = re.findall(r"^#+ (.*)$", text[: match.start()], re.M)
-    return headings[-1] if headings else "", match.group()
+def first_table(text: str, heading: str = "") -> tuple[str, str]:
+    """The first Markdown table below a heading that begins so, with the last heading before it.
+
+    ("", "") where there is none.
+    """
+    found = ""
+    for part in re.split(r"^(?=#+ )", text, flags=re.M):
+        title = re.match(r"#+ (.*)", part)
+        found = title[1] if title else found
+        match = re.search(r"^\|.*\n\|[ :|-]+\n(\|.*\n?)+", part, re.M)
+        if match is not None and found.startswith(heading):
+            return found, match.group()
+    return "", ""
 
 
 def render(text: str, folder: Path) -> str:
@@ -60,8 +69,9 @@ def section(name: str, title: str) -> str:
     folder = RESULTS / name
     texts = {file.stem: file.read_text() for file in sorted(folder.glob("*.md"))}
     parts = [f"<h2 id={name}>{title}</h2>"]
-    for source in ("REPORT", "README"):
-        heading, table = first_table(texts.get(source, ""))
+    chosen = [HEADLINES[name]] if name in HEADLINES else [("REPORT", ""), ("README", "")]
+    for source, beginning in chosen:
+        heading, table = first_table(texts.get(source, ""), beginning)
         if table:
             parts.append(render(f"### {heading}\n\n{table}", folder))
             break

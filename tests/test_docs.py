@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +27,11 @@ NAMES = {path.relative_to(ROOT / "docs").as_posix(): path for path in PAGES}
 @pytest.mark.parametrize("name", [n for n, p in NAMES.items() if blocks(p.read_text(), "python")])
 def test_python_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "__page__"}
+    page = types.ModuleType("page")  # dataclasses look for the module they are in
+    monkeypatch.setitem(sys.modules, "page", page)
     torch.manual_seed(0)
     for block in blocks(NAMES[name].read_text(), "python"):
-        exec(compile(block, f"docs/{name}", "exec"), namespace)
+        exec(compile(block, f"docs/{name}", "exec"), vars(page))
 
 
 @pytest.mark.parametrize("name", [n for n, p in NAMES.items() if command_lines(p.read_text())])
@@ -57,17 +58,17 @@ def dataset(tmp_path_factory) -> str:
     return str(folder)
 
 
-def logged(name: str, dataset: str, folder: Path) -> set[str]:
-    """Names of all metrics of a smoke run of an agent or baseline."""
+def logged(name: str, dataset: str, report: Path | None) -> set[str]:
+    """Names of all metrics of a smoke run of an agent or baseline, with its report or without."""
     layers, kind = train._layers(name)
     smoke = configuration.read_yaml(ROOT / "configs" / "smoke" / f"{kind}.yaml")
     smoke.pop("agent")
-    smoke |= {"log_interval": 1, "eval_episodes": 16 if kind != "masd" else 32}
+    smoke |= {"log_interval": 1, "eval_episodes": 32 if kind == "masd" else 4}
     smoke |= {"dataset": dataset} if kind == "corro" else {}
     agent = AGENTS[kind](config=configuration.build(AGENTS[kind].Config, [*layers, smoke]))
     names: set[str] = set()
     agent.learn(callback=lambda _, row: names.update(row))
-    return names | agent.report(folder).keys()
+    return names | (agent.evaluate() if report is None else agent.report(report)).keys()
 
 
 def entries(section: str) -> list[re.Pattern[str]]:
@@ -83,19 +84,23 @@ SECTIONS |= {"corro": "CORRO", "infopower": "InfoPower"}
 BASELINES = sorted(path.stem for path in (ROOT / "configs" / "baselines").glob("*.yaml"))
 
 
-@pytest.mark.parametrize(
-    "name", [*AGENTS, *(pytest.param(name, marks=pytest.mark.full) for name in BASELINES)]
-)
-def test_every_logged_metric_is_explained(name, dataset, tmp_path):
+def unexplained(name: str, names: set[str]) -> set[str]:
     known = entries(SECTIONS[train._layers(name)[1]])
-    names = logged(name, dataset, tmp_path)
+    plain = {name: name.removeprefix("random/") for name in names}
+    return {n for n, short in plain.items() if not any(p.fullmatch(short) for p in known)}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_logged_metric_is_explained(name, dataset):
+    names = logged(name, dataset, None)
     assert len(names) > 8
-    missing = {
-        name
-        for name in names
-        if not any(p.fullmatch(name) or p.fullmatch(name.removeprefix("random/")) for p in known)
-    }
-    assert not missing, sorted(missing)
+    assert not unexplained(name, names)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [*AGENTS, *BASELINES])
+def test_every_metric_of_reports_and_baselines_is_explained(name, dataset, tmp_path):
+    assert not unexplained(name, logged(name, dataset, tmp_path))
 
 
 def test_the_site_builds_without_warnings(tmp_path):
@@ -131,3 +136,18 @@ def test_every_agent_and_environment_has_a_page():
     for id in envs.ENVS:
         elsewhere = id.startswith("pixels/dmc/")  # those of `dmc/*`, which have the table
         assert elsewhere or any(fnmatch.fnmatchcase(id, p) for p in patterns), id
+
+
+@pytest.mark.full
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    pytest.importorskip("ipykernel", reason="needs the extra docs")
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
+    nbclient.NotebookClient(
+        notebook, timeout=900, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert sum("image/png" in output["data"] for output in pictures) >= 3

@@ -1,11 +1,11 @@
-"""Does an installation work: python benchmarks/packaging.py [python3.12 …] [into=<directory>]
+"""Does an installation work: python benchmarks/installation.py [python3.12 …] [into=<directory>]
 
 For each Python (this one unless said): a fresh virtual environment, our wheel in it with the
 versions of constraints.txt, and a smoke run in an empty directory far from any checkout; then the
 same with an editable installation. In the first Python's environment, too: `openai-agents`, `envs`
 and `mi` of PyPI beside us, before and after us, and uninstalled again. Every case says what has to
 happen; one that does not is an error at the end. Environments that exist in `into` are used as
-they are; versions and outcomes go to benchmarks/results/packaging. Needs pip's index, and
+they are; versions and outcomes go to benchmarks/results/installation. Needs pip's index, and
 about 2 GB for a Python.
 """
 
@@ -74,7 +74,7 @@ def installed(env: Environment, install: str, quick: bool) -> list[dict[str, Any
             "skills.mp4",
         ),
         "a sweep": (
-            "-m agents sweep smoke/masd seed=0..1 --jobs 2 total_timesteps=400 eval_episodes=8",
+            "-m agents sweep smoke/masd seed=0..1 --jobs 2 total_timesteps=400 eval_episodes=32",
             0,
             "2 runs: 2 finished",
         ),
@@ -193,7 +193,7 @@ def main(arguments: list[str]) -> None:
     pythons = [a for a in arguments if not a.startswith("into=")] or [sys.executable]
     with tempfile.TemporaryDirectory() as temporary:
         rows = check(pythons, Path(into or temporary))
-    common.write_csv(ROOT / "benchmarks" / "results" / "packaging" / "packaging.csv", rows)
+    common.write_csv(ROOT / "benchmarks" / "results" / "installation" / "installation.csv", rows)
     bad = [row for row in rows if row["as_expected"] == "no"]
     print(f"{len(rows) - len(bad)} of {len(rows)} cases as expected")
     sys.exit(bool(bad))
