@@ -67,7 +67,12 @@ def logged(name: str, dataset: str, report: Path | None) -> set[str]:
     smoke |= {"dataset": dataset} if kind == "corro" else {}
     agent = AGENTS[kind](config=configuration.build(AGENTS[kind].Config, [*layers, smoke]))
     names: set[str] = set()
-    agent.learn(callback=lambda _, row: names.update(row))
+
+    def look(agent, row) -> bool:
+        names.update(row)
+        return report is not None or agent.num_updates < 12
+
+    agent.learn(callback=look)
     return names | (agent.evaluate() if report is None else agent.report(report)).keys()
 
 

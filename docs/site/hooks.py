@@ -56,7 +56,8 @@ def settings(agent: str) -> str:
     for name, kind, default, text in configuration._rows(cls, "", _defaults(cls)):
         if agent != "common" and shared.get(name) == default:
             continue
-        chosen = f"{default}; `configs/{agent}.yaml`: {paper[name]}" if name in paper else default
+        differs = name in paper and str(paper[name]) != default
+        chosen = f"{default}; `configs/{agent}.yaml`: {paper[name]}" if differs else default
         rows.append((f"`{name}`", kind, chosen, text))
     return _table(("setting", "type", "default", "meaning"), rows)
 
@@ -106,12 +107,18 @@ def arguments(name: str) -> str:
     factory = envs.find(name)
     parameters = inspect.signature(factory).parameters
     rows = []
-    for key, text in _arguments(_doc(_factory(name))):
+    made = _factory(name)  # a class may leave its arguments to the one that it extends
+    documented = [
+        _arguments(_doc(c)) for c in (inspect.getmro(made) if inspect.isclass(made) else [made])
+    ]
+    for key, text in next(filter(None, documented), []):
         if key in ("num_envs", "device", "seed") or key not in parameters:
             continue
         default = parameters[key].default
         shown = "required" if default is inspect.Parameter.empty else repr(default)
         rows.append((f"`{key}`", f"`{shown}`", text))
+    if not rows:
+        raise PluginError(f"{name}: no documented arguments")
     return _table(("argument", "default", "meaning"), rows)
 
 
@@ -211,7 +218,8 @@ def _formulas(text: str) -> str:
         return f'<div class="formula">{convert(match[1].strip(), display="block")}</div>'
 
     text = re.sub(r"^\$\$(.+?)\$\$$", display, text, flags=re.M | re.S)
-    return re.sub(r"\$([^$\n]+)\$", lambda match: convert(match[1]), text)
+    # Markdown takes a line that begins with <math> for a block of its own.
+    return re.sub(r"\$([^$\n]+)\$", lambda match: f"<span>{convert(match[1])}</span>", text)
 
 
 def _link(match: re.Match[str], source: str, known: set[str]) -> str:
