@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from snippets import ROOT, blocks, command_lines, small
 
+import envs
 import train
 from agents import AGENTS
 from agents.core import config as configuration
@@ -132,15 +134,32 @@ def test_every_agent_and_environment_has_a_page():
     texts = {name: path.read_text() for name, path in NAMES.items()}
     for name in AGENTS:
         assert any(f"<!-- settings {name} -->" in text for text in texts.values()), name
-    import fnmatch
-
-    import envs
-
     shown = " ".join(texts.values())
     patterns = " ".join(re.findall(r"<!-- environments (.*?) -->", shown)).split()
     for id in envs.ENVS:
         elsewhere = id.startswith("pixels/dmc/")  # those of `dmc/*`, which have the table
         assert elsewhere or any(fnmatch.fnmatchcase(id, p) for p in patterns), id
+    pictures = list((ROOT / "docs" / "environments").glob("*.png"))
+    assert len(pictures) >= 6
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, picture
+        assert f"]({picture.name})" in shown, picture
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["tabletop", "locomotion", "particles", "combat", "pixels"])
+def test_the_pictures_are_those_that_the_command_makes(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "site"))
+    import pictures
+    from PIL import Image
+
+    pictures.PICTURES[name](tmp_path / "new.png")
+    new, old = (
+        np.asarray(Image.open(path).convert("RGB"), np.float32)
+        for path in (tmp_path / "new.png", ROOT / "docs" / "environments" / f"{name}.png")
+    )
+    assert new.shape == old.shape
+    assert np.abs(new - old).mean() < 2  # of 255: fonts and versions may differ a little
 
 
 @pytest.mark.full

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from snippets import ROOT
 
+import envs
+
 THEIRS = {"agents": "class Runner: ...\n", "envs": "def env(): ...\n", "mi": "# nothing\n"}
 REPAIR = "pip install --force-reinstall --no-deps infomax-rl"
 
@@ -91,6 +93,13 @@ def test_a_foreign_agents_over_ours_is_named_by_the_command(packages, gone):
     code, _, error = python(packages, "-S", "-c", line)
     assert code == 1
     assert "has no attribute 'AGENTS'" in error
+
+
+def test_the_suite_without_dm_control_says_what_to_do(monkeypatch):
+    """Python 3.13 installs us without it."""
+    monkeypatch.setattr("envs.suite.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps dm-control"):
+        envs.make("dmc/walker-walk")
 
 
 @pytest.mark.full

@@ -112,7 +112,8 @@ def pixels(path: Path) -> None:
     for name, background in shown:
         more = {"num_threads": 1} if "dmc" in name else {}
         env = after(name, 4, background=background, **more)
-        pictures[f"{name[7:]}, {background}"] = env.last_obs
+        action = torch.as_tensor(env.action_space.sample())
+        pictures[f"{name[7:]}, {background}"] = env.step(action)[0]  # what is observed
     row(path, pictures)
 
 
