@@ -102,8 +102,9 @@ def beside(env: Environment, wheel: Path, install: str) -> list[dict[str, Any]]:
         for case in ("theirs last", "ours last", "theirs uninstalled"):
             env.pip("uninstall", "-q", "-y", name, "infomax-rl")
             reinstall = ("install", "-q", "--force-reinstall", "--no-deps", *ours)
-            # With what it depends on, but for a version of a package that we need.
-            theirs = ("install", "-q", "-c", str(ROOT / "constraints.txt"), name)
+            # openai-agents imports what it depends on; the others' need years-old packages.
+            alone = () if name == "openai-agents" else ("--no-deps",)
+            theirs = ("install", "-q", *alone, "-c", str(ROOT / "constraints.txt"), name)
             for step in (theirs, reinstall) if case == "ours last" else (reinstall, theirs):
                 env.pip(*step)
             if case == "theirs uninstalled":
