@@ -53,6 +53,17 @@ def test_commands_of_a_page_run_in_order(name, tmp_path, monkeypatch):
             assert mi.__main__.main(words[3:]) == 0, words
 
 
+def test_the_warnings_that_are_explained_are_those_of_mi():
+    page = NAMES["mi.md"].read_text()
+    quoted = re.findall(r'^\| "(.+?)" \|', page, re.M)
+    code = "".join(path.read_text() for path in (ROOT / "mi").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code)  # texts that go on in the next line
+    assert len(quoted) >= 6
+    for text in quoted:
+        for piece in text.replace("\\|", "|").split("…"):
+            assert piece.strip() in code, piece
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data")
