@@ -296,7 +296,8 @@ def export(arguments: list[str]) -> int:
     `state_<name>` and comes out as `next_<name>`; what it reads of the environment besides
     (`avail_actions`) is an input, too. The number of rows is free. The file's metadata `infomax-rl`
     (JSON) say everything else, the value of each `state_<name>` when an episode begins included.
-    The result is compared with torch's on steps of the environment. Needs
+    The result is compared with torch's on steps of the environment. For an agent that reads
+    contexts (corro), `actor-context.onnx` beside it turns a context into its `state_code`. Needs
     pip install 'infomax-rl[onnx]'.
     """
     import agents
@@ -319,6 +320,8 @@ def export(arguments: list[str]) -> int:
         print(f"  in   {name:24} {shape!s:20} {note}")
     for name in description["outputs"]:
         print(f"  out  {name}")
+    if "context" in description:
+        print(f"\n{description['context']}: state_code of a context")
     print(f"\nas torch's up to {description['difference']:.1e}, relative to 1 + |x|")
     return 0
 
