@@ -4,6 +4,7 @@
     python train.py diayn env=tabletop seed=1       a baseline: a configuration of the nearest agent
     torchrun --nproc-per-node=4 train.py slim       one run on several processes or GPUs
     python train.py resume run=runs/…               go on with an interrupted run
+    python train.py replay run=runs/…               repeat what led to a NaN or infinity
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
     python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
     python train.py smoke/slim                      a run of seconds
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("train", "eval", "resume", "list", "data", "sweep", "export", "report")
+COMMANDS = ("train", "eval", "resume", "replay", "list", "data", "sweep", "export", "report")
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +68,7 @@ def main(arguments: list[str]) -> int:
         command, rest = "train", arguments
     try:
         commands = {"train": train, "eval": evaluate, "resume": resume, "list": show, "data": data}
-        commands |= {"sweep": sweep, "export": export, "report": report}
+        commands |= {"replay": replay, "sweep": sweep, "export": export, "report": report}
         return commands[command](rest)
     except BrokenPipeError:  # `train.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,17 +105,36 @@ def train(arguments: list[str]) -> int:
 
 def resume(arguments: list[str]) -> int:
     """`resume run=<directory>`: its config.yaml says the rest."""
+    directory, name, agent, config = _run(arguments, "resume")
+    return _train(agent, name, config, directory)
+
+
+def replay(arguments: list[str]) -> int:
+    """`replay run=<directory>`: repeat, from crash.ckpt, the updates that led to a NaN or infinity.
+
+    Nothing is written; `device=` and other settings can be changed. Exit code 2 if it comes again.
+    """
+    from agents import AGENTS
+    from agents.core import run
+
+    directory, _, agent, config = _run(arguments, "replay")
+    then, now = run.replay(AGENTS[agent](config=config), directory)
+    print(f"then: {then}\nnow:  {now or 'finite values'}")
+    return 2 if now else 0
+
+
+def _run(arguments: list[str], command: str) -> tuple[Path, str, str, Any]:
+    """A run's directory, name, agent and configuration, with settings changed."""
     from agents import AGENTS
     from agents.core import config as configuration
 
     directory, rest = _take(arguments, "run")
     if directory is None:
-        raise configuration.ConfigError("resume: expected run=<directory>")
+        raise configuration.ConfigError(f"{command}: expected run=<directory>")
     saved = configuration.read_yaml(Path(directory) / "config.yaml")
-    name = saved.pop("agent", None)
-    _, agent = _layers(str(name))
-    config = configuration.build(AGENTS[agent].Config, [saved], rest)
-    return _train(agent, str(name), config, Path(directory))
+    name = str(saved.pop("agent", None))
+    _, agent = _layers(name)
+    return Path(directory), name, agent, configuration.build(AGENTS[agent].Config, [saved], rest)
 
 
 def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
@@ -288,7 +308,8 @@ def export(arguments: list[str]) -> int:
     `state_<name>` and comes out as `next_<name>`; what it reads of the environment besides
     (`avail_actions`) is an input, too. The number of rows is free. The file's metadata `infomax-rl`
     (JSON) say everything else, the value of each `state_<name>` when an episode begins included.
-    The result is compared with torch's on steps of the environment. Needs
+    The result is compared with torch's on steps of the environment. For an agent that reads
+    contexts (corro), `actor-context.onnx` beside it turns a context into its `state_code`. Needs
     pip install 'infomax-rl[onnx]'.
     """
     import agents
@@ -311,6 +332,8 @@ def export(arguments: list[str]) -> int:
         print(f"  in   {name:24} {shape!s:20} {note}")
     for name in description["outputs"]:
         print(f"  out  {name}")
+    if "context" in description:
+        print(f"\n{description['context']}: state_code of a context")
     print(f"\nas torch's up to {description['difference']:.1e}, relative to 1 + |x|")
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,7 +213,8 @@ class Agent:
             The agent.
 
         Raises:
-            NonFiniteError: a NaN or infinity, with its source.
+            NonFiniteError: a NaN or infinity, with its source. A run directory then holds what
+                repeats it, see `Run.crash`.
         """
         total = self.config.total_timesteps if total_timesteps is None else total_timesteps
         if self._obs is None:
@@ -222,7 +223,8 @@ class Agent:
         started, first = time.perf_counter(), self.num_timesteps
         # None: no bar where nobody watches (a pipe, a log file).
         disable = None if progress_bar else True
-        with tqdm(total=total, initial=first, disable=disable, unit="step") as bar:
+        bar = tqdm(total=total, initial=first, disable=disable, unit="step")
+        with bar, self._noting_crashes():
             while self.num_timesteps < total:
                 self.collect()
                 metrics = self.update()
@@ -239,6 +241,16 @@ class Agent:
                 if not self._tick(speed, callback, bar, last=self.num_timesteps >= total):
                     break
         return self
+
+    @contextmanager
+    def _noting_crashes(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteError as error:
+            if self.run is None:
+                raise
+            hint = self.run.crash(str(error), self.num_timesteps)
+            raise NonFiniteError(f"{error}; {hint}") from None
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -302,14 +314,17 @@ class Agent:
                     self._require_finite()
                     run.save(self.state_dict(), best=True)
             going_on = callback is None or callback(self, row) is not False
-        if run is not None and (last or due(config.checkpoint_interval) or stop or not going_on):
+        if last or due(config.checkpoint_interval) or stop or not going_on:
+            if self._obs is not None:
+                self.guard.watch("observation", self._obs)  # what the next step begins with
             self.guard.check()
             self._require_finite()
-            run.save(self.state_dict())
+            if run is not None:
+                run.save(self.state_dict())
         return going_on and not stop
 
     def _require_finite(self) -> None:
-        """Raise rather than save networks or optimisers that a last step made NaN or infinite."""
+        """Raise rather than save or load networks or optimisers with a NaN or infinity."""
         for name, part in self.parts.items():
             tensors: list[Tensor] = []
             if isinstance(part, torch.nn.Module):
@@ -318,7 +333,7 @@ class Agent:
                 values = [v for state in part.state.values() for v in state.values()]
                 tensors = [v for v in values if isinstance(v, Tensor)]
             if tensors and not bool(torch.stack([v.isfinite().all() for v in tensors]).all()):
-                raise NonFiniteError(f"{name}: NaN or infinity; the previous checkpoint is kept")
+                raise NonFiniteError(f"{name}: NaN or infinity; expected finite values")
 
     def headline(self, row: Mapping[str, float]) -> dict[str, float]:
         """The few metrics of a row that the console shows."""
@@ -560,6 +575,7 @@ class Agent:
         """
         try:
             self.load_state_dict(tree)
+            self._require_finite()
         except (
             ValueError,
             KeyError,

@@ -9,10 +9,12 @@
     nan          NaN in observations, rewards, actions, parameters, gradients and Adam's moments
     configs      mutated settings: one clear error, or a configuration
     checkpoints  mutated files and mutated contents: one clear error, or the identical tree
-    datasets     mutated HDF5 files of an offline dataset (corro)
+    datasets     mutated HDF5, Minari and npz files: one clear error, or the identical data
+    workers      workers of foreign environments that die, hang or raise
     soak         growth of memory and file descriptors; count is seconds
 
-Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports. Every campaign
+Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports, and end with
+an evaluation instead of a report, so that signals hit the learning. Every campaign
 is one function that returns how many trials it made and what was wrong; results/trust/trust.csv has
 a row per campaign and agent, the newest.
 """
@@ -23,6 +25,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -33,6 +36,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +51,12 @@ import train
 from agents import AGENTS, CheckpointError, ConfigError, NonFiniteError
 from agents.core import config as configuration
 from agents.core.checkpoint import load_checkpoint
-from agents.core.run import Run
-from envs.data import TaskData, load, save
+from agents.core.run import Run, replay
+from envs.adapt import from_gymnasium
+from envs.base import SimulationError
+from envs.data import TaskData, _open, load, save
 from envs.hdf5 import DataError
+from mi.__main__ import main as mi_main
 
 Problems = list[str]
 STEPS = {"slim": 800, "masd": 800, "acorm": 600, "acorm-mappo": 600, "corro": 60, "infopower": 300}
@@ -101,6 +108,8 @@ def start(name: str, run: Path, folder: Path) -> int:
         return pid
     code = 70
     os.environ["INFOMAX_PROCESSORS"] = "1"
+    for agent in AGENTS.values():  # plots and videos would take most of the time of these runs
+        agent.report = lambda self, directory: self.evaluate()
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
@@ -269,99 +278,153 @@ PLACES = ("observation", "reward", "action", "parameter", "gradient", "moment")
 
 
 def nan(name: str, count: int, folder: Path) -> tuple[int, Problems]:
-    """Caught within one log interval with its source named; no checkpoint holds it."""
+    """Caught within one log interval with its source named; no checkpoint holds it.
+
+    `replay` meets the same message from what the run directory keeps, without the fault none.
+    """
     problems, trials, draw = [], 0, random.Random(1)
     for trial in range(count):
         for place in PLACES:
             run = folder / f"{name}-{place}-{trial}"
-            agent = make(name, folder, log_interval=1, checkpoint_interval=1)
+            settings = {"log_interval": 1, "checkpoint_interval": 1, "seed": trial}
+            agent = make(name, folder, **settings)
             if place in ("observation", "reward", "action") and name == "corro":
                 continue  # learns from data alone
             if place == "action" and name in ("acorm", "acorm-mappo"):
                 continue  # whose actions are integers
             if place == "observation" and not agent.env.reset()[0].is_floating_point():
                 continue
-            at = draw.randrange(2, 6)
-            injected = _inject(agent, place, at, draw)
+            fault = Fault(
+                place, draw.randrange(2, 12), draw.randrange(agent.num_envs),
+                draw.choice((math.nan, math.inf)),
+            )  # fmt: skip
+            fault.into(agent)
             trials += 1
             silence = contextlib.redirect_stdout(io.StringIO())
             with silence, Run(run, name, {"seed": trial}) as files:
                 agent.run = files
                 try:
                     agent.learn(total_timesteps=10**9, callback=lambda a, row: a.num_updates < 60)
-                    problems.append(f"{place} at {at}: not noticed")
+                    if fault.happened is None:  # no more gradients of these parameters
+                        trials -= 1
+                    else:
+                        problems.append(f"{place} at {fault.at}: not noticed")
+                    continue
                 except NonFiniteError as error:
-                    if ":" not in str(error):
-                        problems.append(f"{place}: no source in {str(error)!r}")
-                    if injected and agent.num_updates - injected[0] > 1:
-                        late = agent.num_updates - injected[0]
-                        problems.append(f"{place}: noticed {late} updates later")
-            if files.last.exists() and not _finite(load_checkpoint(files.last)["parts"]):
-                problems.append(f"{place}: a checkpoint holds it")
+                    problems += [f"{place}: {p}" for p in fault.objections(agent, str(error))]
+            for path in run.glob("*.ckpt"):
+                tree = load_checkpoint(path)
+                del tree["returns"]  # NaN until an episode ends
+                if not _finite(tree):
+                    problems.append(f"{place}: a checkpoint holds it")
+            again = make(name, folder, **settings)
+            fault.repeated().into(again)
+            then, now = replay(again, run)
+            if now != then:
+                problems.append(f"{place}: {then!r} repeated as {now!r}")
+            if trial == 0 and replay(make(name, folder, **settings), run)[1] is not None:
+                problems.append(f"{place}: comes again without the fault")
+            shutil.rmtree(run)
     return trials, problems
 
 
-def _inject(agent: Any, place: str, at: int, draw: random.Random) -> list[int]:
-    """Put a NaN somewhere in the update `at`; the list gets the update in which it happened."""
-    happened: list[int] = []
-    original_step, original_act, original_update = agent.env.step, agent.act, agent.update
-    row = draw.randrange(agent.num_envs)
+@dataclass
+class Fault:
+    """A NaN or infinity somewhere in an update; a function of the agent's progress, as bugs are.
 
-    def due() -> bool:
-        if happened or hasattr(agent, "spoiled") or agent.num_updates < at:
-            return False
-        happened.append(agent.num_updates)
-        return True
+    Args:
+        place: one of `PLACES`.
+        at: the first update in which it can happen.
+        row: the environment.
+        value: NaN or infinity.
+        optimizer: whose parameters; those that the last update used if None.
+    """
 
-    def step(action: Any) -> Any:
-        obs, reward, *rest = original_step(action)
-        if place == "reward" and due():
-            reward = reward.clone()
-            reward[row] = torch.nan
-        if place == "observation" and due():
-            obs = obs.clone()
-            obs[row] = torch.nan
-        return obs, reward, *rest
+    place: str
+    at: int
+    row: int
+    value: float
+    optimizer: int | None = None
+    happened: int | None = None
 
-    def act(obs: Any, state: Any, deterministic: bool) -> Any:
-        action, state = original_act(obs, state, deterministic)
-        if place == "action" and action.is_floating_point() and due():
-            action = action.clone()
-            action[row] = torch.nan
-        return action, state
+    def repeated(self) -> Fault:
+        """The same once more."""
+        assert self.happened is not None
+        return replace(self, at=self.happened, happened=None)
 
-    def update() -> Any:
-        _spoil(agent, due, place, happened)
-        return original_update()
+    def objections(self, agent: Any, error: str) -> Problems:
+        """What is wrong with how it was noticed."""
+        found = []
+        if self.happened is None or agent.num_updates - self.happened > 1:
+            found.append(f"happened in update {self.happened}, noticed in {agent.num_updates}")
+        source, _, what = error.partition(":")
+        if not source or not what.startswith(" NaN or infinity") or "\n" in error:
+            found.append(f"no source in {error!r}")
+        if self.place in ("observation", "reward") and (
+            source != self.place or f"in environment {self.row};" not in error
+        ):
+            found.append(f"environment {self.row} is not named in {error!r}")
+        return found
 
-    agent.env.step, agent.act, agent.update = step, act, update
-    return happened
+    def into(self, agent: Any) -> None:
+        """Put it into an agent."""
+        step, act, update = agent.env.step, agent.act, agent.update
+        optimizers = [p for p in agent.parts.values() if isinstance(p, torch.optim.Optimizer)]
+        steps, waiting = [0.0] * len(optimizers), True
 
+        def due() -> bool:
+            nonlocal waiting
+            if not waiting or agent.num_updates < self.at:
+                return False
+            waiting, self.happened = False, agent.num_updates
+            return True
 
-def _spoil(agent: Any, due: Callable[[], bool], place: str, happened: list[int]) -> None:
-    optimizers = [p for p in agent.parts.values() if isinstance(p, torch.optim.Optimizer)]
-    before, now = getattr(agent, "stepped", {}), {}
-    for i, optimizer in enumerate(optimizers):
-        now[i] = sum(float(state.get("step", 0)) for state in optimizer.state.values())
-    agent.stepped = now
-    used = [o for i, o in enumerate(optimizers) if now[i] > before.get(i, 0)]  # by the last update
-    if place not in ("parameter", "gradient", "moment") or not used or not due():
-        return
-    parameter = next(p for p in used[0].param_groups[0]["params"] if p in used[0].state)
-    with torch.no_grad():
-        if place == "parameter":
-            parameter[(0,) * parameter.dim()] = torch.nan
-        elif place == "moment":
-            used[0].state[parameter]["exp_avg"][(0,) * parameter.dim()] = torch.nan
+        def spoiled(value: torch.Tensor) -> torch.Tensor:
+            value = value.clone()
+            value[self.row] = self.value
+            return value
+
+        def faulty_step(action: Any) -> Any:
+            obs, reward, *rest = step(action)
+            if self.place == "reward" and due():
+                reward = spoiled(reward)
+            if self.place == "observation" and due():
+                obs = spoiled(obs)
+            return obs, reward, *rest
+
+        def faulty_act(obs: Any, state: Any, deterministic: bool) -> Any:
+            action, state = act(obs, state, deterministic)
+            return (spoiled(action) if self.place == "action" and due() else action), state
+
+        def faulty_update() -> Any:
+            before = list(steps)
+            for i, optimizer in enumerate(optimizers):
+                steps[i] = sum(float(s.get("step", 0)) for s in optimizer.state.values())
+            used = [i for i in range(len(steps)) if steps[i] > before[i]]  # by the last update
+            chosen = used[:1] if self.optimizer is None else [self.optimizer]
+            if self.place in ("parameter", "gradient", "moment") and chosen and due():
+                self.optimizer = chosen[0]
+                self._spoil(agent, optimizers[self.optimizer])
+            return update()
+
+        agent.env.step, agent.act, agent.update = faulty_step, faulty_act, faulty_update
+
+    @torch.no_grad()
+    def _spoil(self, agent: Any, optimizer: torch.optim.Optimizer) -> None:
+        parameter = next(p for p in optimizer.param_groups[0]["params"] if p in optimizer.state)
+        first = (0,) * parameter.dim()
+        if self.place == "parameter":
+            parameter[first] = self.value
+        elif self.place == "moment":
+            optimizer.state[parameter]["exp_avg"][first] = self.value
         else:
-            happened.clear()  # it happens when a gradient gets there
 
             def spoil(gradient: torch.Tensor) -> torch.Tensor:
-                happened[:] = happened or [agent.num_updates]
-                return gradient * torch.nan
+                self.happened = agent.num_updates if self.happened is None else self.happened
+                return torch.full_like(gradient, self.value)
 
+            self.happened = None  # until a gradient gets there
             parameter.register_hook(spoil)
-            agent.spoiled = True
 
 
 def _finite(tree: Any) -> bool:
@@ -423,7 +486,7 @@ def _watched() -> Iterator[list[str]]:
 _WATCHING: list[list[str]] = []
 _FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect",
               "pickle.find_class", "marshal.loads", "os.remove", "os.rename", "shutil.rmtree",
-              "ctypes.dlopen")  # fmt: skip
+              "os.mkdir", "os.fork", "ctypes.dlopen")  # fmt: skip
 sys.addaudithook(
     lambda event, _: _WATCHING[-1].append(event) if _WATCHING and event in _FORBIDDEN else None
 )
@@ -492,43 +555,196 @@ def _mutate_content(path: Path, output: Path, draw: random.Random) -> None:
 
 
 def datasets(name: str, count: int, folder: Path) -> tuple[int, Problems]:
-    """Mutated HDF5 files, each read in a process of its own with limited memory and time."""
-    if name != "corro":
-        return 0, []
-    import resource
+    """Mutated files of data, each read in a process of its own with limited memory and time.
+
+    By turns: what we write (HDF5, whose checksums notice every change), its Minari metadata (JSON
+    without checksums, whose facts of a task may change), HDF5 as D4RL writes it (whose numbers may
+    change), the arrays of a cache (likewise), and npz for `python -m mi` (checksums).
+    """
+    import h5py
+    import numpy as np
 
     root = dataset(folder)
-    file = next(path for path in sorted(root.rglob("*.hdf5")) if "mixed" in str(path))
-    content, original, draw, problems = file.read_bytes(), load(str(root)), random.Random(4), []
-    for trial in range(count):
-        damaged = bytearray(content)
-        for _ in range(draw.randrange(1, 6)):
-            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
-        if draw.random() < 0.2:
-            del damaged[draw.randrange(len(damaged)) :]
-        file.write_bytes(damaged)
-        pid = os.fork()
-        if not pid:
-            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-            signal.alarm(20)
-            code = 3
-            try:
-                code = 0 if all(map(same, _tensors(load(str(root))), _tensors(original))) else 4
-            except (DataError, ConfigError) as error:
-                code = 5 if "\n" in str(error) else 0
-            except BaseException as error:
-                os.write(2, f"trial {trial}: {type(error).__name__}: {error}\n".encode()[:300])
-            os._exit(code)
-        code = wait(pid)
-        meaning = {3: "a foreign exception", 4: "other data", 5: "not one line"}
+    family = root / "corro" / "point-robot"
+    data = family / "task-001-mixed-v0" / "data"
+    flat, npz = folder / "flat.hdf5", folder / "data.npz"
+    draw, problems = random.Random(4), []
+    normal = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    with h5py.File(flat, "w") as file:
+        file["observations"], file["actions"] = normal[:, :3], normal[:, 3:5]
+        file["rewards"], file["terminals"] = normal[:, 5], np.arange(40) % 10 == 9
+    np.savez(npz, x=normal[:, 0], y=normal[:, 1])
+    load(family)  # writes the cache
+    cache = next(next((family / "cache").iterdir()).glob("states.npy"))
+
+    def ours() -> list[Any]:
+        return _tensors(load(family, cache=False))
+
+    def arrays() -> list[Any]:
+        data = load(family, cache=False)
+        return [getattr(data, name) for name in ("states", "actions", "rewards", "lengths")]
+
+    def anything(read: Callable[[], Any]) -> Callable[[], None]:
+        return lambda: read() and None
+
+    def estimated() -> str:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = mi_main([str(npz), "x", "y", "--estimator", "gaussian"])
         if code:
-            problems.append(f"trial {trial}: {meaning.get(code, f'killed by signal {-code}')}")
-    file.write_bytes(content)
+            raise DataError(npz, "", "", output.getvalue().strip())
+        return output.getvalue()
+
+    kinds: list[tuple[Path, Callable[[], Any]]] = [
+        (data / "main_data.hdf5", ours),
+        (data / "metadata.json", arrays),
+        (flat, anything(lambda: load(flat))),
+        (cache, anything(lambda: _open(cache.parent))),
+        (npz, estimated),
+    ]
+    kept = [(file.read_bytes(), read()) for file, read in kinds]
+    for trial in range(count):
+        file, read = kinds[trial % len(kinds)]
+        content, original = kept[trial % len(kinds)]
+        file.write_bytes(_damaged(content, draw))
+        problem = _read_apart(read, original)
+        problems += [f"trial {trial}, {file.name}: {problem}"] if problem else []
+        file.write_bytes(content)
     return count, problems
+
+
+def _damaged(content: bytes, draw: random.Random) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(draw.randrange(1, 6)):
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+    if draw.random() < 0.2:
+        del damaged[draw.randrange(len(damaged)) :]
+    return bytes(damaged)
+
+
+def _read_apart(read: Callable[[], Any], original: Any) -> str:
+    """What is wrong with how a process with limited memory and time reads; "" for nothing."""
+    import resource
+
+    said, saying = os.pipe()
+    pid = os.fork()
+    if not pid:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+        signal.alarm(20)
+        code, text = 0, ""
+        try:
+            with _watched() as events:
+                if not same(read(), original):
+                    code, text = 4, "other data"
+        except (DataError, ConfigError) as error:
+            code, text = (5, f"not one line: {error}") if "\n" in str(error) else (0, "")
+        except BaseException as error:
+            code, text = 3, f"{type(error).__name__}: {error}"
+        if events:
+            code, text = 6, f"events {sorted(set(events))}"
+        os.write(saying, text.encode(errors="replace")[:1000])
+        os._exit(code)
+    os.close(saying)
+    with os.fdopen(said, errors="replace") as pipe:
+        text = pipe.read()
+    code = wait(pid)
+    return text if code >= 0 else f"killed by signal {-code}"
 
 
 def _tensors(data: TaskData) -> list[Any]:
     return [v for v in vars(data).values() if isinstance(v, torch.Tensor)]
+
+
+def workers(name: str, count: int, folder: Path) -> tuple[int, Problems]:
+    """Copies of a foreign environment in workers, one of which dies, hangs or raises, `count` each.
+
+    The error comes in time and says which worker it was; nothing that it started is left, the
+    simulator included that every copy here starts as a process of its own.
+    """
+    draw, problems, timeout = random.Random(5), [], 3.0
+    for trial in range(3 * count):
+        kind = ("kill", "hang", "raise")[trial % 3]
+        copy, step = draw.randrange(4), draw.randrange(30)
+        env = from_gymnasium(foreign(kind), 4, workers=2, timeout=60)
+        pool: Any = env._rows  # type: ignore[attr-defined]
+        pids = [process.pid for process in pool._processes]
+        pids += [child for pid in pids for child in _children(pid)]
+        if len(pids) != 2 + 4:
+            problems.append(f"{kind}: {len(pids)} processes instead of 6")
+        pool.timeout = timeout
+        env.reset()
+        action = torch.zeros(4, dtype=torch.int64)
+        began = time.monotonic()
+        try:
+            for _ in range(step):
+                env.step(action)
+            began, action[copy] = time.monotonic(), 1
+            env.step(action)
+            problems.append(f"{kind}: not noticed")
+        except SimulationError as error:
+            named = f"worker {copy // 2} (environments"
+            if not str(error).startswith(named) or f"at environment {copy}" not in str(error):
+                problems.append(f"{kind}: names not worker {copy // 2}: {error}"[:200])
+        seconds = time.monotonic() - began
+        if seconds > timeout + 5:
+            problems.append(f"{kind}: noticed after {seconds:.1f} s")
+        time.sleep(0.05)  # init reaps what is left to it
+        problems += [f"{kind}: process {pid} is left" for pid in pids if _alive(pid)]
+        env.close()
+    return 3 * count, problems
+
+
+def foreign(failure: str) -> Callable[[], Any]:
+    """Makes environments that fail as told when their action is 1; a class that goes by value."""
+    import gymnasium as gym
+    import numpy as np
+
+    class Foreign(gym.Env[Any, Any]):
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Discrete(2)
+        simulator: Any = None
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            import os
+            import signal
+            import time
+
+            if action == 1:
+                if failure == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if failure == "hang":
+                    time.sleep(10**6)
+                raise RuntimeError("the arm is stuck")
+            return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    parent = os.getpid()
+
+    def make() -> Any:
+        import os
+        import subprocess
+
+        env = Foreign()
+        if os.getpid() != parent:  # the first copy, in this process, shows the spaces
+            env.simulator = subprocess.Popen(["sleep", "1000"])
+        return env
+
+    return make
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def soak(name: str, count: int, folder: Path) -> tuple[int, Problems]:
@@ -554,9 +770,11 @@ def soak(name: str, count: int, folder: Path) -> tuple[int, Problems]:
 CAMPAIGNS: dict[str, tuple[Callable[[str, int, Path], tuple[int, Problems]], int]] = {
     "kill": (kill, 200), "signals": (signals, 150), "disk": (disk, 10), "same": (repeated, 3),
     "nan": (nan, 50), "configs": (configs, 10_000), "checkpoints": (checkpoints, 10_000),
-    "datasets": (datasets, 10_000), "soak": (soak, 3600),
+    "datasets": (datasets, 10_000), "workers": (workers, 20), "soak": (soak, 3600),
 }  # fmt: skip
 """Name -> the campaign and its full count."""
+ONCE = ("datasets", "workers")
+"""Campaigns that are no agent's."""
 
 
 def campaign(which: str, name: str, count: int) -> tuple[int, Problems]:
@@ -587,9 +805,7 @@ def main(arguments: list[str]) -> int:
         return 2
     failed = 0
     for which in CAMPAIGNS if names[0] == "all" else names:
-        for name in options.get("agents", ",".join(AGENTS)).split(","):
-            if which == "datasets" and name != "corro":
-                continue
+        for name in ["-"] if which in ONCE else options.get("agents", ",".join(AGENTS)).split(","):
             began = time.monotonic()
             try:
                 trials, problems = campaign(

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from envs.hdf5 import MAX_BYTES, DataError, SafeFile
+from envs.hdf5 import CHUNK_BYTES, MAX_BYTES, DataError, SafeFile
 
 _JSON_BYTES = 16 << 20
 _ONE_HOT = 4096
@@ -82,7 +82,7 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
         raise DataError(path, "data_format", "'hdf5'", repr(metadata["data_format"]))
     spaces = [_space(path, metadata, name) for name in ("observation_space", "action_space")]
     with SafeFile(path / "main_data.hdf5", max_bytes) as file:
-        names = [name for name in file.names() if re.fullmatch(r"episode_\d+", name)]
+        names = [name for name in file.names() if re.fullmatch(r"episode_\d{1,9}", name)]
         count = metadata.get("total_episodes", len(names))
         if count != len(names):
             raise DataError(path / "main_data.hdf5", "", f"{count} episodes", len(names))
@@ -210,7 +210,9 @@ def write_minari(
     path.mkdir(parents=True)
     storage = MinariStorage.new(path, *spaces, env_spec=env_spec)
     # Minari's own writer makes every array growable, which takes 4 times the space and the time.
-    with h5py.File(path / "main_data.hdf5", "w", track_order=True) as file:
+    # The newer layout has checksums of its own tables, `fletcher32` gives the numbers theirs.
+    file = h5py.File(path / "main_data.hdf5", "w", track_order=True, libver=("v110", "v110"))
+    with file:
         for i, episode in enumerate(episodes):
             _write_episode(file.create_group(f"episode_{i}"), i, episode)
     storage.update_metadata(
@@ -236,7 +238,8 @@ def _write_episode(group: h5py.Group, i: int, episode: Episode) -> None:
     if episode.velocity.shape[1]:  # Minari's infos begin with the reset's
         arrays["infos/velocity"] = np.concatenate([0 * episode.velocity[:1], episode.velocity])
     for name, array in arrays.items():
-        group[name] = array
+        chunks = array.shape if array.nbytes <= CHUNK_BYTES else True
+        group.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
     total = float(episode.rewards.sum(dtype=np.float64))
     group.attrs.update(
         {"id": i, "total_steps": len(episode.rewards), "return": total, **episode.extras}

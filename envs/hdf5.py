@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import h5py
@@ -54,23 +53,31 @@ class SafeFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close; what HDF5 says of a damaged file, in many exceptions, becomes a `DataError`."""
+    def __exit__(self, *error: object) -> None:
         with contextlib.suppress(RuntimeError, OSError):
             self.file.close()
-        kinds = (RuntimeError, LookupError, OSError, TypeError, ValueError, ArithmeticError)
-        if isinstance(error, (*kinds, MemoryError)) and not isinstance(error, DataError):
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """What HDF5 says of a damaged file, in many exceptions, becomes a `DataError`.
+
+        Only around calls of HDF5: elsewhere these exceptions are mistakes of ours.
+        """
+        try:
+            yield
+        except DataError:
+            raise
+        except (
+            RuntimeError, LookupError, OSError, TypeError, ValueError, ArithmeticError, MemoryError,
+        ) as error:  # fmt: skip
             reason = " ".join(str(error).split())
-            raise DataError(self.path, "", "a sound HDF5 file", reason) from error
+            raise DataError(self.path, name, "a sound HDF5 file", reason) from error
 
     def names(self, group: str = "/") -> list[str]:
         """Names in a group; of links that lead elsewhere, too."""
-        return list(self.group(group))
+        found = self.group(group)
+        with self._reading(group):
+            return list(found)
 
     def group(self, name: str) -> h5py.Group:
         """A group of this very file.
@@ -97,10 +104,8 @@ class SafeFile:
             DataError: something else is there, or what is there is not finite.
         """
         dataset = self._dataset(name, shape, kinds)
-        try:
+        with self._reading(name):
             value = np.asarray(dataset[()])
-        except OSError as error:  # a checksum, a truncated file
-            raise DataError(self.path, name, "readable data", error) from None
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(np.atleast_1d(value)))[0])
             raise DataError(self.path, f"{name}{list(place)}", "finite numbers", value[place])
@@ -112,21 +117,23 @@ class SafeFile:
         Raises:
             DataError: something else is there.
         """
-        attributes = self.group(group).attrs
-        if attribute not in attributes:
-            return None
-        found = attributes.get_id(attribute)
-        if found.dtype.kind not in "iub" or found.shape != ():
-            actual = f"{found.dtype} {found.shape}"
-            raise DataError(self.path, f"{group}@{attribute}", "an integer", actual)
-        return int(attributes[attribute])  # type: ignore[arg-type]
+        attributes, name = self.group(group).attrs, f"{group}@{attribute}"
+        with self._reading(name):
+            if attribute not in attributes:
+                return None
+            found = attributes.get_id(attribute)
+            kind, shape = found.dtype, found.shape
+            if kind.kind in "iub" and shape == ():
+                return int(attributes[attribute])  # type: ignore[arg-type]
+        raise DataError(self.path, name, "an integer", f"{kind} {shape}")
 
     def _dataset(self, name: str, shape: tuple[int | None, ...] | None, kinds: str) -> h5py.Dataset:
         dataset = self._object(name)
         if not isinstance(dataset, h5py.Dataset):
             raise DataError(self.path, name, "an array", type(dataset).__name__)
-        for expected, actual in self._objections(dataset, shape, kinds):
-            raise DataError(self.path, name, expected, actual)
+        with self._reading(name):
+            for expected, actual in self._objections(dataset, shape, kinds):
+                raise DataError(self.path, name, expected, actual)
         return dataset
 
     def _objections(
@@ -161,8 +168,12 @@ class SafeFile:
         self._declared += declared
 
     def _object(self, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
+        with self._reading(name):
+            return self._follow([part for part in name.split("/") if part])
+
+    def _follow(self, parts: list[str]) -> h5py.Group | h5py.Dataset | h5py.Datatype:
+        """The object at a path without links that lead elsewhere."""
         here: h5py.Group = self.file
-        parts = [part for part in name.split("/") if part]
         for i, part in enumerate(parts):
             where = "/".join(parts[: i + 1])
             if not isinstance(here, h5py.Group):

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _file(path: str, names: Sequence[str]) -> list[np.ndarray]:
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file")
-    with np.load(path, allow_pickle=False) as data:
-        if not isinstance(data, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path}: expected an .npz file of named arrays")
-        return _chosen(path, names, data)
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] if name in names else None for name in data.files}
+    except Exception as error:  # a damaged file makes numpy and zipfile raise a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: expected an .npz file of named arrays; {reason}") from None
+    return _chosen(path, names, arrays)
 
 
 def _dataset(name: str, names: Sequence[str]) -> list[np.ndarray]:
@@ -84,7 +88,7 @@ def _flat(prefix: str, tree: object) -> dict[str, np.ndarray]:
     return {prefix: array.reshape(len(array), -1) if array.ndim > 1 else array}
 
 
-def _chosen(source: str, names: Sequence[str], data: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _chosen(source: str, names: Sequence[str], data: Mapping[str, Any]) -> list[np.ndarray]:
     missing = [name for name in names if name not in data]
     if missing:
         raise ValueError(f"{source}: no array {missing[0]!r}, only {list(data)}")

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +27,7 @@ TOLERANCE = 1e-4
 """Largest difference between torch's and the exported actions and states, relative to 1 + |x|."""
 AGREEMENT = 0.99
 """Share of discrete actions that have to be the same: near ties, rounding may decide."""
+FREE = torch.export.Dim.DYNAMIC
 
 
 class Actor(nn.Module):
@@ -73,6 +74,31 @@ class Actor(nn.Module):
         return action, *(carried[name] for name in self.carried)
 
 
+class ContextEncoder(nn.Module):
+    """The code of contexts that an agent plays with, for what its actor takes as `state_code`.
+
+    `forward(observation, action, reward, next_observation, mask)`, [N, T, ...] each in the
+    environment's units with the steps that exist, bool [N, T], returns the code [N, Z]; rows
+    without a step get the code of no context.
+
+    Args:
+        agent: on the CPU, with `context_state`.
+    """
+
+    inputs: ClassVar = ["observation", "action", "reward", "next_observation", "mask"]
+    outputs: ClassVar = ["state_code"]
+
+    def __init__(self, agent: Any) -> None:
+        super().__init__()
+        self._agent = [agent]  # see `Actor`
+        self.parts = nn.ModuleList(modules(agent.parts))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        *context, mask = inputs
+        return (self._agent[0].context_state(tuple(context), mask, mask)["code"],)
+
+
 class _NoNoise(TorchFunctionMode):
     """Zeros for normal noise: deterministic agents multiply it by zero."""
 
@@ -87,6 +113,9 @@ class _NoNoise(TorchFunctionMode):
 def export(agent: Agent, path: Path) -> dict[str, Any]:
     """Write an agent's deterministic actor and compare it with torch; returns its description.
 
+    Of an agent that reads contexts, `<path's name>-context.onnx` gets the encoder beside it, see
+    `ContextEncoder`; `description["context"]` is its file.
+
     The file's metadata hold the description as JSON under `infomax-rl`: agent, environment,
     settings, versions, inputs and outputs, and for everything that is carried its value at the
     start of an episode (for a skill: an example).
@@ -100,25 +129,48 @@ def export(agent: Agent, path: Path) -> dict[str, Any]:
             actor acts differently.
     """
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"export: needs {error.name}: pip install 'infomax-rl[onnx]'") from None
     with torch.no_grad(), _acting(agent):
         actor = Actor(agent).eval()
         examples = _examples(agent, actor)
-        program = _to_onnx(actor, examples[0])
-        description = _describe(agent, actor, examples[0])
-        entry = program.metadata_props.add()
-        entry.key, entry.value = "infomax-rl", json.dumps(description)
-        try:
-            onnx.save(program, str(path))
-        except OSError as error:
-            raise ConfigError(f"out={path}: {error.strerror}; expected a writable file") from None
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        description["difference"] = max(_compare(session, actor, e) for e in examples)
+        description = _describe(agent, actor, examples[0], ["n"])
+        fresh = agent.initial_state(1)
+        description["initial"] = {f"state_{n}": _compact(fresh[n][0]) for n in actor.carried}
+        description["difference"] = _write(path, actor, examples, {0: FREE}, description)
+        if getattr(agent.config, "code", None) == "context":
+            beside = path.with_name(f"{path.stem}-context{path.suffix}")
+            encoder, contexts = ContextEncoder(agent).eval(), _contexts(agent)
+            about = _describe(agent, encoder, contexts[0], ["n", "t"])
+            difference = _write(beside, encoder, contexts, {0: FREE, 1: FREE}, about)
+            description["context"] = str(beside)
+            description["difference"] = max(description["difference"], difference)
     return description
+
+
+def _write(
+    path: Path,
+    model: Actor | ContextEncoder,
+    examples: list[list[Tensor]],
+    free: dict[int, Any],
+    about: dict[str, Any],
+) -> float:
+    """Write a model with what there is to say of it; its largest difference from torch's."""
+    import onnx
+    import onnxruntime
+
+    program = _to_onnx(model, examples[0], free)
+    entry = program.metadata_props.add()
+    entry.key, entry.value = "infomax-rl", json.dumps(about)
+    try:
+        onnx.save(program, str(path))
+    except OSError as error:
+        raise ConfigError(f"out={path}: {error.strerror}; expected a writable file") from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return max(_compare(session, model, example) for example in examples)
 
 
 @contextlib.contextmanager
@@ -158,32 +210,51 @@ def _examples(agent: Agent, actor: Actor, steps: int = 5) -> list[list[Tensor]]:
     return [*examples, [x[:1] for x in examples[-1]]]
 
 
-def _to_onnx(actor: Actor, example: list[Tensor]) -> Any:
-    """The graph, whose first dimension is free."""
-    rows = torch.export.Dim.DYNAMIC
+def _contexts(agent: Any) -> list[list[Tensor]]:
+    """Inputs of the encoder: random contexts of two lengths, one of which has no step."""
+    generator = torch.Generator().manual_seed(agent.config.seed)
+    size = agent.env.single_observation_space.shape[0]
+    examples = []
+    for rows, steps in ((3, 7), (2, 12)):
+        obs = torch.randn(rows, steps + 1, size, generator=generator)
+        space = agent.env.single_action_space
+        action = torch.rand(rows, steps, *space.shape, generator=generator)
+        action = torch.as_tensor(space.low) + action * torch.as_tensor(space.high - space.low)
+        reward = torch.randn(rows, steps, generator=generator)
+        length = torch.arange(rows)[:, None] * (steps // 2)  # none, half, all
+        mask = torch.arange(steps) < length
+        examples.append([obs[:, :-1], action, reward, obs[:, 1:], mask])
+    return examples
+
+
+def _to_onnx(model: Actor | ContextEncoder, example: list[Tensor], free: dict[int, Any]) -> Any:
+    """The graph, some of whose dimensions are free."""
     example = [torch.cat([x, x, x])[:3] for x in example]  # one row would be taken for a constant
+    every = tuple(dict(free) for _ in example)
+    shapes = (every[0], every[1:]) if isinstance(model, Actor) else (every,)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            actor, tuple(example), dynamo=True, verbose=False,
-            input_names=actor.inputs, output_names=actor.outputs,
-            dynamic_shapes=({0: rows}, tuple({0: rows} for _ in example[1:])),
+            model, tuple(example), dynamo=True, verbose=False,
+            input_names=model.inputs, output_names=model.outputs, dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None
     return program.model_proto
 
 
-def _describe(agent: Agent, actor: Actor, example: list[Tensor]) -> dict[str, Any]:
-    fresh = agent.initial_state(1)
+def _describe(
+    agent: Agent, model: Actor | ContextEncoder, example: list[Tensor], free: list[str]
+) -> dict[str, Any]:
+    """What a file says of itself; `free` names the dimensions of any length."""
+    shapes = {n: [*free, *x.shape[len(free) :]] for n, x in zip(model.inputs, example, strict=True)}
     return {
         "agent": agent.name,
         "config": to_dict(agent.config),
         "timesteps": agent.num_timesteps,
         "versions": {p: importlib.metadata.version(p) for p in ("torch", "onnx", "gymnasium")},
-        "inputs": {n: ["n", *x.shape[1:]] for n, x in zip(actor.inputs, example, strict=True)},
-        "outputs": actor.outputs,
-        "initial": {f"state_{name}": _compact(fresh[name][0]) for name in actor.carried},
+        "inputs": shapes,
+        "outputs": list(model.outputs),
     }
 
 
@@ -193,7 +264,7 @@ def _compact(value: Tensor) -> Any:
     return first.item() if bool((value == first).all()) else value.tolist()
 
 
-def _compare(session: Any, actor: Actor, example: list[Tensor]) -> float:
+def _compare(session: Any, actor: Actor | ContextEncoder, example: list[Tensor]) -> float:
     """The largest difference of the two, relative to 1 + |x|.
 
     Raises:

@@ -16,14 +16,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.core import parallel
 from agents.core.checkpoint import load_checkpoint, save_checkpoint
 from agents.core.config import ConfigError, read_yaml, save_yaml
-from agents.core.log import MetricsFile
+from agents.core.log import MetricsFile, NonFiniteError
+
+if TYPE_CHECKING:
+    from agents.base import Agent
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
@@ -31,8 +34,9 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 class Run:
     """Files, lock and signals of a run directory.
 
-    `config.yaml starts.jsonl metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`. Use as a
-    context manager: inside, SIGTERM, SIGUSR1 and SIGINT set `stop` instead of killing the process.
+    `config.yaml starts.jsonl metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`, and
+    `crash.json crash.ckpt` after a NaN or infinity. Use as a context manager: inside, SIGTERM,
+    SIGUSR1 and SIGINT set `stop` instead of killing the process.
 
     Args:
         directory: created if missing.
@@ -138,6 +142,24 @@ class Run:
         if self.leads:
             save_checkpoint(self.best if best else self.last, tree)
 
+    def crash(self, error: str, timesteps: int) -> str:
+        """Keep what repeats a NaN or infinity; returns what to say of it.
+
+        `crash.json` says what happened, and `crash.ckpt` is the last checkpoint before, which
+        decides all that followed: see `replay`. There is none if it happened before the first one.
+        """
+        if not self.leads:
+            return "see the first process"
+        what, start = self.directory / "crash.json", self.directory / "crash.ckpt"
+        try:
+            start.unlink(missing_ok=True)
+            if self.last.exists():
+                os.link(self.last, start)  # whose content stays when the next one takes its place
+            what.write_text(json.dumps({"error": error, "timesteps": timesteps}, indent=2) + "\n")
+        except OSError as reason:
+            return f"{what} could not be written: {reason.strerror}"
+        return f"`python train.py replay run={self.directory}` repeats it"
+
     def agree_to_stop(self) -> None:
         """A signal that one process of `torchrun` got stops all of them after the same update."""
         number = parallel.highest(self.stop or 0)
@@ -163,3 +185,33 @@ class Run:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop = signal.Signals(number)
+
+
+def replay(agent: Agent, directory: Path) -> tuple[str, str | None]:
+    """Repeat the updates before a crash, writing nothing: what was said then, and what is said now.
+
+    A checkpoint decides all that follows, so on the CPU the error comes again as long as the fault
+    is in the code, the settings or the environment, and None says that it is gone. On a GPU,
+    rounding may differ. Of several processes of `torchrun` only the first one's is repeated.
+
+    Args:
+        agent: a new one with the run's configuration.
+        directory: of the run.
+
+    Raises:
+        ConfigError: it holds no crash.
+        CheckpointError: crash.ckpt is damaged or of another agent.
+    """
+    start = directory / "crash.ckpt"
+    try:
+        crash = json.loads((directory / "crash.json").read_text())
+        error, timesteps = str(crash["error"]), int(crash["timesteps"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError(f"run={directory}: expected a readable crash.json") from None
+    if start.exists():
+        agent.restore(load_checkpoint(start), start)
+    try:
+        agent.learn(timesteps + 1)
+    except NonFiniteError as again:
+        return error, str(again)
+    return error, None

@@ -13,7 +13,7 @@ from agents.core import config as configuration
 from agents.core import export as exporting
 from agents.core.export import Actor, export
 from agents.core.parallel import modules
-from envs.data import save
+from envs.data import load, save
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
@@ -112,6 +112,30 @@ def test_an_exported_actor_acts_as_torchs(name, overrides, dataset, tmp_path):
     if name == "infopower":
         agent.num_timesteps = agent.config.prefill
     follow(tmp_path / "actor.onnx", agent)
+
+
+def test_an_exported_encoder_gives_the_code_of_a_context(dataset, tmp_path):
+    """For whoever has only the two files: any number of rows and steps, and none at all."""
+    agent = make("corro", dataset)
+    description = export(agent, tmp_path / "actor.onnx")
+    assert description["context"] == str(tmp_path / "actor-context.onnx")
+    session = onnxruntime.InferenceSession(description["context"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["infomax-rl"])
+    assert about["inputs"] == {
+        "observation": ["n", "t", 2], "action": ["n", "t", 2], "reward": ["n", "t"],
+        "next_observation": ["n", "t", 2], "mask": ["n", "t"],
+    }  # fmt: skip
+    data, generator = load(dataset), torch.Generator().manual_seed(0)
+    episodes = data.sample_episodes(torch.arange(data.num_tasks), 1, generator)
+    names = ("observations", "actions", "rewards", "next_observations")
+    context = [episodes[name][:, 0, :9] for name in names]
+    mask = torch.arange(9) < torch.tensor([[9], [4], [0]])
+    feed = [value[:3].numpy() for value in (*context, mask)]
+    (code,) = session.run(["state_code"], dict(zip(about["inputs"], feed, strict=True)))
+    expected = agent.context_state(tuple(x[:3] for x in context), mask, mask)["code"]
+    torch.testing.assert_close(torch.as_tensor(code), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(expected[2], agent.net.prior)
+    assert float((expected[0] - expected[1]).abs().max()) > 1e-3
 
 
 @pytest.mark.full

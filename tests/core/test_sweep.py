@@ -19,6 +19,8 @@ import train
 from agents.core.config import ConfigError
 from agents.core.sweep import (
     Task,
+    _outcome,
+    _table,
     expand,
     run_local,
     run_on_ray,
@@ -163,7 +165,8 @@ def test_dry_run_says_how_far_runs_are(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs/slim-tabletop/seed=2").exists()
 
 
-def test_local_runs_as_many_as_jobs_and_skips_what_is_finished(tmp_path, capsys):
+def test_local_runs_as_many_as_jobs_and_skips_what_is_finished(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # of this process; runs have one thread each
     tasks = make(tmp_path, 5, 6, 7, 8)
     failing = make(tmp_path, 3, mode="fail")
     assert (
@@ -186,17 +189,26 @@ def test_local_runs_as_many_as_jobs_and_skips_what_is_finished(tmp_path, capsys)
     assert tasks[0].log.read_text().startswith("$ python sweep_script.py toy steps=5 id=0 run=/")
 
 
-def test_a_signal_saves_all_and_the_same_sweep_goes_on(tmp_path, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_all_and_the_same_sweep_goes_on(tmp_path, capsys, number, code):
     tasks = make(tmp_path, 40, 40, 40)
     begun = threading.Thread(
         target=lambda: (
             wait_for(lambda: all((t.directory / "last.ckpt").exists() for t in tasks[:2])),
-            os.kill(os.getpid(), signal.SIGTERM),
+            os.kill(os.getpid(), number),
         )
     )
     begun.start()
-    assert watch(tasks, lambda stop: run_local(tasks, SCRIPT, 2, stop)) == 75
+    codes = []
+
+    def run(stop):
+        for task, each in run_local(tasks, SCRIPT, 2, stop):
+            codes.extend([each] if task else [])
+            yield task, each
+
+    assert watch(tasks, run) == code
     begun.join()
+    assert codes == [code, code]  # the runs got the same signal
     assert "2 interrupted, 1 not started" in capsys.readouterr().out
     assert [task.status() for task in tasks] == ["interrupted", "interrupted", "new"]
     assert watch(tasks, lambda stop: run_local(tasks, SCRIPT, 2, stop)) == 0
@@ -205,18 +217,48 @@ def test_a_signal_saves_all_and_the_same_sweep_goes_on(tmp_path, capsys):
         assert len(numbers(task, "starts")) == starts
 
 
-def test_a_killed_process_is_interrupted_and_goes_on(tmp_path):
+def test_a_killed_process_is_interrupted_and_goes_on(tmp_path, capsys):
     (task,) = make(tmp_path, 30)
-    running = run_local([task], SCRIPT, 1, go_on)
-    while not (task.directory / "last.ckpt").exists():
-        next(running)
-    os.kill(numbers(task, "starts")[0], signal.SIGKILL)
-    codes = outcomes(running)
-    assert codes == {task: -signal.SIGKILL}
+
+    def kill() -> None:
+        wait_for(lambda: (task.directory / "last.ckpt").exists())
+        os.kill(numbers(task, "starts")[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert watch([task], lambda stop: run_local([task], SCRIPT, 1, stop)) == 75
+    killer.join()
+    assert "1 runs: 1 interrupted" in capsys.readouterr().out
     assert watch([task], lambda stop: run_local([task], SCRIPT, 1, stop)) == 0
     steps = numbers(task, "steps")
     assert sorted(set(steps)) == list(range(1, 31))
     assert len(steps) <= 31  # at most the step that no checkpoint held yet
+
+
+def test_the_table_shows_what_runs_now(tmp_path):
+    old, now, waiting, done = make(tmp_path, 10, 20, 30, 40)
+    for task in (old, now, done):
+        task.directory.mkdir()
+        task.log.touch()
+        (task.directory / "metrics.csv").write_text(
+            "timesteps,return,time/steps_per_second\n2,9,9\n5,2.5,1234\n"
+        )
+    os.utime(old.log, (1, 1))  # of an earlier sweep
+    row, total = _table([old, now, waiting, done], {done: "finished"}, time.time() - 60)
+    assert row.split() == [
+        "25%", "█" * 5 + "·" * 15, "1,234", "steps/s", "return", "2.5", "toy", "steps=20", "id=1",
+    ]  # fmt: skip
+    assert total == "1/4 ended, 1 running, 2 waiting, 1.0 min"
+
+
+def test_runs_of_other_machines_are_absolute_and_not_failures(tmp_path):
+    assert Task("toy", (), Path("here"), 1).arguments == ["toy", f"run={Path.cwd() / 'here'}"]
+    (task,) = make(tmp_path, 3)
+    task.directory.mkdir()
+    task.log.write_text(f"error: run={task.directory}: another process is using this directory\n")
+    assert _outcome(task, 2) == "running"
+    task.log.write_text("error: lr: expected float\n")
+    assert _outcome(task, 2) == "failed"
 
 
 def test_what_another_process_carries_out_is_left_to_it(tmp_path, capsys):

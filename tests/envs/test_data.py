@@ -17,7 +17,7 @@ import torch
 
 import envs
 from envs.data import TaskData, load, save
-from envs.hdf5 import DataError
+from envs.hdf5 import DataError, SafeFile
 
 
 def example(tasks: int = 3, episodes: int = 4, **changes: Any) -> TaskData:
@@ -383,6 +383,38 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, attack: Any) -> None:
     assert path.stat().st_size < 200_000
     with pytest.raises(DataError, match="^" + re.escape(f"{path}: {HOSTILE[attack]}")):
         load(path, max_bytes=1_000_000)
+
+
+def test_what_we_write_notices_every_change(tmp_path: Path) -> None:
+    """Numbers as well: a flipped bit is an error and never another reward."""
+    save(example(), tmp_path)
+    root = tmp_path / "corro/point-robot"
+    file = root / "task-001-mixed-v0/data/main_data.hdf5"
+    content = file.read_bytes()
+    reward = example().rewards[1, 3].numpy().tobytes()
+    assert content.count(reward) == 1
+    for at in (content.index(reward) + 6, *range(8, len(content), 211)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        try:
+            data = load(root, cache=False)
+        except DataError:
+            continue
+        assert at > content.index(reward) + len(reward) or at < content.index(reward)
+        same(data, example())  # a byte that nobody reads
+
+
+def test_mistakes_of_ours_are_not_called_damage(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["x"] = np.ones(3)
+
+    def mistaken(mistake: type[Exception]) -> None:
+        with SafeFile(tmp_path / "d.hdf5") as safe:
+            assert len(safe.read("x")) == 3
+            raise mistake("ours")
+
+    for mistake in (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError):
+        with pytest.raises(mistake, match="ours"):
+            mistaken(mistake)
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:

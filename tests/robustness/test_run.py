@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from trees import assert_same
 
-from agents.core.checkpoint import load_checkpoint
+import train
+from agents.core.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,6 +116,39 @@ def test_finished_run_is_not_run_twice(whole):
     assert code == 0
     assert "finished already" in out
     assert (whole / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "before"),
+    [("acorm", "lr=1e15", True), ("slim", "lr=1e15", False)],
+    ids=["after a checkpoint", "before the first"],
+)
+def test_a_nan_leaves_what_repeats_it(tmp_path, capsys, name, lr, before):
+    run = tmp_path / "run"
+    command = [f"smoke/{name}", f"run={run}", lr, "checkpoint_interval=2"]
+    assert train.main(command) == 2
+    said = capsys.readouterr().err
+    error, _, hint = said.removeprefix("error: ").partition("; `")
+    assert "NaN or infinity" in error
+    assert hint.startswith(f"python train.py replay run={run}`")
+    assert json.loads((run / "crash.json").read_text())["error"] == error
+    assert (run / "crash.ckpt").exists() == (run / "last.ckpt").exists() == before
+    if before:  # the next checkpoint does not change the old one
+        kept = (run / "crash.ckpt").read_bytes()
+        save_checkpoint(run / "last.ckpt", None)
+        assert (run / "crash.ckpt").read_bytes() == kept
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train.main(["replay", f"run={run}"]) == 2
+    assert capsys.readouterr().out == f"then: {error}\nnow:  {error}\n"
+    assert files == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    if not before:
+        assert train.main(["replay", f"run={run}", "lr=1e-4"]) == 0
+        assert capsys.readouterr().out.endswith("now:  finite values\n")
+
+
+def test_there_is_nothing_to_repeat(whole, capsys):
+    assert train.main(["replay", f"run={whole}"]) == 2
+    assert "expected a readable crash.json" in capsys.readouterr().err
 
 
 def test_eval_writes_json(whole, tmp_path):
