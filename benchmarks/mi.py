@@ -50,7 +50,7 @@ class Ledger:
             return True
         with self.path.open(newline="") as file:
             done = {tuple(row[k] for k in self.keys) for row in csv.DictReader(file)}
-        return tuple(map(str, key)) not in done
+        return tuple(map(_shown, key)) not in done
 
     def add(self, **row: Any) -> None:
         """Append a row and, once, note the command that made it."""
@@ -62,11 +62,14 @@ class Ledger:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             if first:
                 writer.writeheader()
-            shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(shown)
+            writer.writerow({k: _shown(v) for k, v in row.items()})
         if not self._noted:
             note(self.path)
         self._noted = True
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 ESTIMATE = ("truth", "value", "error", "low", "high", "kind", "chosen", "cpu_s")

@@ -41,7 +41,7 @@ from mi.neural import (
 )
 
 LEVELS, SIZE, BATCH = (2.0, 4.0, 6.0, 8.0, 10.0), 20, 64
-_MEMORY, _REFIT = 4096, 250
+_MEMORY, _REFIT = 16_384, 500
 """Samples by which a copula is fitted, and steps between fits."""
 
 

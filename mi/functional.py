@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ def infonce(
             return _log_mean_exp(f, p.positive) - below[..., 0]
         return _mean(f - below, p.positive)
 
-    return _evaluate("infonce", value, scores, options, soft=True)
+    return _evaluate("infonce", value, scores, options, soft=True, plain=False)
 
 
 def dv(scores: Tensor | None = None, **options: Unpack[Options]) -> Tensor:
@@ -184,7 +184,7 @@ def ialpha(
         mean = _mean(own - joint, p.negative)
         return 1 + mean - (total - size[..., 0].log() - marginal).exp()
 
-    return _evaluate("ialpha", value, scores, options, one_sided=True)
+    return _evaluate("ialpha", value, scores, options, one_sided=True, plain=False)
 
 
 def flo(scores: Tensor | None = None, *, u: Tensor, **options: Unpack[Options]) -> Tensor:
@@ -708,14 +708,44 @@ class _Pairs(NamedTuple):
         return (total - self.rows.sum(-1).clamp_min(torch.finfo(each.dtype).tiny).log())[..., None]
 
 
+class _Plain(NamedTuple):
+    """The common case, many times faster: a square matrix, nothing masked, diagonal positives."""
+
+    f: Tensor
+
+    def joint(self, values: Tensor | None = None) -> Tensor:
+        """E of values (f), [N]; as in `_Pairs`, like the others."""
+        return (self.f if values is None else values).diagonal()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """E⁻ of values, [N]."""
+        return self._others(values, 0.0).sum(-1) / (len(values) - 1)
+
+    def product(self, values: Tensor) -> Tensor:
+        """Log E⁻ e^values, [N]."""
+        others = self._others(values, -math.inf)
+        return torch.logsumexp(others, -1) - math.log(len(values) - 1)
+
+    def log_partition(self, values: Tensor | None = None) -> Tensor:
+        """The same over all anchors, [1]."""
+        each = self.product(self.f if values is None else values)
+        return torch.logsumexp(each, -1, keepdim=True) - math.log(len(each))
+
+    def _others(self, values: Tensor, instead: float) -> Tensor:
+        diagonal = torch.eye(len(values), dtype=torch.bool, device=values.device)
+        return values.masked_fill(diagonal, instead)
+
+
 def _evaluate(
     name: str,
-    value: Callable[[_Pairs], Tensor],
+    value: Callable[[Any], Tensor],
     scores: Tensor | None,
     options: Options,
     soft: bool = False,
     one_sided: bool = False,
+    plain: bool = True,
 ) -> Tensor:
+    """`value` of `_Plain` or `_Pairs`, whichever the options need; of `_Pairs` if not `plain`."""
     if options.get("symmetric"):
         if scores is None or one_sided or options.get("log_prior") is not None:
             raise ValueError(
@@ -726,14 +756,25 @@ def _evaluate(
         targets = options.get("targets")
         if targets is not None and targets.shape != scores.shape:
             raise ValueError(f"{name}: `symmetric` needs `positives` instead of target indices")
-        both = [_evaluate(name, value, scores, _one_way(options), soft)]
-        both.append(_evaluate(name, value, scores.mT, _one_way(_transposed(options)), soft))
+        turned = _one_way(_transposed(options))
+        both = [_evaluate(name, value, scores, _one_way(options), soft, plain=plain)]
+        both.append(_evaluate(name, value, scores.mT, turned, soft, plain=plain))
         return 0.5 * (both[0] + both[1])
+    if scores is not None and plain and _is_plain(scores, options):
+        terms = value(_Plain(_float32(scores)))
+        return _reduce(terms, None, None, options.get("reduction", "mean"))
     pairs = _normal_form(name, scores, options, soft)
     counted = pairs.rows > 0
     terms = value(pairs)
     terms = terms.masked_fill(~counted, 0)
     return _reduce(terms, counted, options.get("weight"), options.get("reduction", "mean"))
+
+
+def _is_plain(scores: Tensor, options: Options) -> bool:
+    square = scores.dim() == 2 and scores.shape[0] == scores.shape[1] > 1
+    return square and all(
+        v is None for k, v in options.items() if k not in ("reduction", "symmetric")
+    )
 
 
 def _one_way(options: Options) -> Options:

@@ -88,9 +88,9 @@ def test_canonical_variates_come_first():
 
 def test_a_ledger_adds_each_row_once(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.mi.RESULTS", tmp_path)
-    ledger = Ledger("a", ("task", "seed"), ("value",))
-    assert ledger.missing("t", 0)
-    ledger.add(task="t", seed=0, value=0.5)
-    ledger.add(task="t", seed=0, value=0.7)
-    assert not Ledger("a", ("task", "seed"), ("value",)).missing("t", 0)
-    assert (tmp_path / "a.csv").read_text() == "task,seed,value\nt,0,0.5\n"
+    ledger = Ledger("a", ("task", "nats"), ("value",))
+    assert ledger.missing("t", 10.0)
+    ledger.add(task="t", nats=10.0, value=0.5)
+    ledger.add(task="t", nats=10.0, value=0.7)
+    assert not Ledger("a", ("task", "nats"), ("value",)).missing("t", 10.0)
+    assert (tmp_path / "a.csv").read_text() == "task,nats,value\nt,10,0.5\n"
