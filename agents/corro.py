@@ -8,8 +8,8 @@ its code.
 
 Ours differs from the paper where it fails (`configs/baselines/corro-published.yaml` is the paper):
 negatives are what a decoder of the answer, conditioned on the training task, says other tasks
-answer; positives pass through it too; to reconstruct the answer trains the codes as well; and other
-tasks' behaviour, relabelled by the decoder, trains encoder and policy. FOCAL, UNICORN, CSRO,
+answer, noise and all; to reconstruct the answer trains the codes as well; and other tasks'
+behaviour, relabelled by the decoder, trains encoder and policy. FOCAL, UNICORN, CSRO,
 supervised, oracle and multi-task learning are configurations of this file.
 
 As nothing is collected, a time step is a gradient step here.
@@ -259,9 +259,12 @@ class CORRO(Agent):
                 return {"steps": steps, "mask": mask}
             if self.counterfactual:
                 order = torch.randperm(episode.numel(), generator=generator, device=self.device)
-                context, mask = replay.whole(episode.flatten()[order].view_as(episode))
-                answer = self.generate.answer(context["chosen"], task)
-                code = torch.cat([code, self.encode(context["chosen"], answer, mask)], 1)
+                context, mask = replay.whole(episode.flatten()[order])
+                owner, other = order // episode.shape[1], task.repeat_interleave(episode.shape[1])
+                chosen = context["chosen"]
+                answer = self.generate.answer(chosen, context["answer"], owner, other)
+                made = self.encode(chosen, answer, mask).view_as(code)
+                code = torch.cat([code, made], 1)
         return {"code": code}
 
     # ---- acting
@@ -385,11 +388,16 @@ class CORRO(Agent):
         context, mask = self.replay.whole(episode)  # [B, 2, T, .]
         chosen, answer = context["chosen"], context["answer"]
         if self.counterfactual:
-            other = chosen[:, 1].roll(1, 0)
+            other, made = self._neighbours(task, chosen[:, 1], answer[:, 1])
             chosen = torch.stack([chosen[:, 0], other], 1)
-            answer = torch.stack([answer[:, 0], self.generate.answer(other, task)], 1)
+            answer = torch.stack([answer[:, 0], made], 1)
             mask = torch.stack([mask[:, 0], mask[:, 1].roll(1, 0)], 1)
         return self.encode(chosen, answer, mask)
+
+    def _neighbours(self, task: Tensor, chosen: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Each task's neighbour's choices [B, X, D+U], and how the task would have answered."""
+        chosen, answer, owner = chosen.roll(1, 0), answer.roll(1, 0), task.roll(1)
+        return chosen, self.generate.answer(chosen, answer, owner, task)
 
     def _reconstruction_loss(
         self, task: Tensor, chosen: Tensor, answer: Tensor, code: Tensor
@@ -399,9 +407,8 @@ class CORRO(Agent):
         Own transitions give themselves away by their states; a neighbour's need the code.
         """
         if self.counterfactual:
-            other = chosen.roll(1, 0)
-            answer = torch.cat([answer, self.generate.answer(other, task)], 1)
-            chosen = torch.cat([chosen, other], 1)
+            other, made = self._neighbours(task, chosen, answer)
+            chosen, answer = torch.cat([chosen, other], 1), torch.cat([answer, made], 1)
         guess = self.net["decoder"](chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
         return (guess - answer[:, None]).square().mean()
 
@@ -417,8 +424,6 @@ class CORRO(Agent):
             rows = (asked, own.flatten(0, 1), label)
             negatives = self.generate.sample(*rows, count, self.generator)
             asked = asked[:, None].expand(-1, count, -1)
-        if config.negatives == "decoder":  # else real could be told from generated
-            other = self.generate.answer(key, task)
         q, k = encoder(query, own).flatten(0, 1), encoder(key, other).flatten(0, 1)
         contrast = mi.GeneratedNegatives(config.temperature, cosine=False)
         return contrast.loss(q, k, encoder(asked, negatives))
@@ -474,7 +479,7 @@ class CORRO(Agent):
         """
         own = steps["action"].shape[1] // 16
         other = {name: value[:, own:].roll(1, 0) for name, value in steps.items()}
-        answer = self.generate.answer(other["chosen"], task)
+        answer = self.generate.answer(other["chosen"], other["answer"], task.roll(1), task)
         reward, next_obs = self.coordinates.consequences(other["chosen"], answer)
         other |= {"reward": reward[..., None], "next": next_obs}
         return {name: torch.cat([value[:, :own], other[name]], 1) for name, value in steps.items()}

@@ -58,7 +58,7 @@ class DataConfig:
     """Number of tasks K; 0 takes the family's (40; 2 for half-cheetah-dir)."""
     episodes: int = 200
     """Episodes of each task and tier; a full grid of tasks and checkpoints for ood, or more."""
-    updates: int = 100_000
+    updates: int = 60_000
     """Gradient steps of the behaviour's SAC."""
     finetune: int = 2_000
     """Gradient steps that make a policy of one task, where tasks differ in the body."""

@@ -129,16 +129,33 @@ def test_negatives_keep_what_they_should():
     assert loss.item() == pytest.approx(0, abs=1e-9)
 
 
-def test_decoder_negatives_are_never_the_own_tasks_answer():
-    decoder, generator = TaskDecoder(3, 2, 4, 2, [8]), torch.Generator().manual_seed(0)
+def decoder_of_four_tasks() -> TaskDecoder:
+    decoder = TaskDecoder(3, 2, 4, 2, [8])
     decoder.codes.data.copy_(torch.randn(4, 2))
-    chosen, task = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
-    own = decoder.answer(chosen[:, None], task)[:, 0]
-    drawn = decoder.sample(chosen, own, task, 64, generator)
-    assert (drawn - own[:, None]).abs().sum(-1).min() > 1e-4
-    asked = torch.randn(6, 2, 5, 3)
-    flat = decoder.answer(asked.flatten(1, 2), task).unflatten(1, (2, 5))
-    assert torch.allclose(decoder.answer(asked, task), flat)
+    return decoder
+
+
+def test_decoder_negatives_are_never_the_own_tasks_answer():
+    decoder, generator = decoder_of_four_tasks(), torch.Generator().manual_seed(0)
+    chosen, answer, task = torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    drawn = decoder.sample(chosen, answer, task, 64, generator)
+    assert (drawn - answer[:, None]).abs().sum(-1).min() > 1e-4
+    others = [decoder.answer(chosen[:, None], answer[:, None], task, 0 * task + i) for i in range(4)]
+    distance = (drawn[:, :, None] - torch.cat(others, 1)[:, None]).abs().sum(-1)
+    assert distance.amin(-1).max() < 1e-5  # nothing but what some task answers
+
+
+def test_counterfactuals_keep_what_the_model_does_not_know():
+    """Whatever error the model makes, a task's own answer comes back, and so does the way there."""
+    decoder = decoder_of_four_tasks()
+    chosen, answer = torch.randn(6, 5, 3), torch.randn(6, 5, 2)
+    owner, task = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
+    assert torch.allclose(decoder.answer(chosen, answer, owner, owner), answer, atol=1e-6)
+    there = decoder.answer(chosen, answer, owner, task)
+    assert (there - answer).abs().sum(-1).min() > 1e-4
+    assert torch.allclose(decoder.answer(chosen, there, task, owner), answer, atol=1e-5)
+    model = (decoder.decoder(chosen, decoder.codes[k]) for k in (task, owner))
+    assert torch.allclose(there, answer + next(model) - next(model), atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -296,7 +313,8 @@ def test_policies_learn_from_neighbours_as_the_decoder_answers(dataset):
     for name in ("chosen", "action"):  # one of 16 is the task's own
         assert torch.equal(mixed[name][:, :1], steps[name][:, :1])
         assert torch.equal(mixed[name][:, 1:], steps[name].flip(0)[:, 1:])
-    answer = agent.generate.answer(mixed["chosen"][:, 1:], task)
+    owner, others = task.flip(0), steps["answer"].flip(0)[:, 1:]
+    answer = agent.generate.answer(mixed["chosen"][:, 1:], others, owner, task)
     reward, following = agent.coordinates.consequences(mixed["chosen"][:, 1:], answer)
     assert torch.allclose(mixed["reward"][:, 1:, 0], reward)
     assert torch.allclose(mixed["next"][:, 1:], following)
@@ -399,9 +417,9 @@ def spread(agent: CORRO) -> float:
     rows = torch.randint(
         agent.replay.num_steps[0], (64,), generator=torch.Generator().manual_seed(0)
     )
-    chosen = agent.replay.steps(rows)["chosen"]
-    every = torch.arange(data.num_tasks)
-    answer = agent.generate.answer(chosen.expand(len(every), -1, -1), every)  # type: ignore
+    step, every = agent.replay.steps(rows), torch.arange(data.num_tasks)  # all of the first task
+    rows_of = (step[name].expand(len(every), -1, -1) for name in ("chosen", "answer"))
+    answer = agent.generate.answer(*rows_of, 0 * every, every)
     reward = answer[..., 0] * agent.coordinates.answer.variance[0].sqrt()
     successor = data.next_observations.flatten(0, 2)[rows]
     truth = -(successor - data.tasks[:, None]).norm(dim=-1)
