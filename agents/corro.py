@@ -93,7 +93,9 @@ class CORROConfig(AgentConfig):
     """The CVAE's β (0.2 unless given) or the reward noise's σ (0.5)."""
     counterfactual: bool = True
     """Learn from other tasks' behaviour as well, as the decoder says this task answers it: half
-    of the contexts and half of the policy's transitions."""
+    of the contexts, and all but `own_share` of the policy's transitions."""
+    own_share: float = 0.0625
+    """Share of the policy's transitions that are the task's own, for `counterfactual`."""
     critic_gradient: Literal["none", "aggregator", "encoder"] = "none"
     """What the policy's critics train besides themselves (published: the aggregator)."""
     temperature: float = 0.1
@@ -140,6 +142,7 @@ class CORROConfig(AgentConfig):
         if self.gamma is not None:
             require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.encoder_share <= 1, "encoder_share", self.encoder_share, "in [0, 1]")
+        require(0 <= self.own_share <= 1, "own_share", self.own_share, "in [0, 1]")
         for name in ("hidden", "encoder_hidden"):
             widths = getattr(self, name)
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
@@ -472,12 +475,12 @@ class CORRO(Agent):
         return {f"policy/{name}": value for name, value in metrics.items()}
 
     def _relabelled(self, task: Tensor, steps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All but a sixteenth of the rows from a neighbour, as the decoder says this task answers.
+        """All but `own_share` of the rows from a neighbour, as the decoder says this task answers.
 
         A task's own data hardly say what to do away from its own behaviour's paths, and critics
         that know no better send the policy there.
         """
-        own = steps["action"].shape[1] // 16
+        own = round(self.config.own_share * steps["action"].shape[1])
         other = {name: value[:, own:].roll(1, 0) for name, value in steps.items()}
         answer = self.generate.answer(other["chosen"], other["answer"], task.roll(1), task)
         reward, next_obs = self.coordinates.consequences(other["chosen"], answer)

@@ -140,7 +140,9 @@ def test_decoder_negatives_are_never_the_own_tasks_answer():
     chosen, answer, task = torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 0, 1])
     drawn = decoder.sample(chosen, answer, task, 64, generator)
     assert (drawn - answer[:, None]).abs().sum(-1).min() > 1e-4
-    others = [decoder.answer(chosen[:, None], answer[:, None], task, 0 * task + i) for i in range(4)]
+    others = [
+        decoder.answer(chosen[:, None], answer[:, None], task, 0 * task + i) for i in range(4)
+    ]
     distance = (drawn[:, :, None] - torch.cat(others, 1)[:, None]).abs().sum(-1)
     assert distance.amin(-1).max() < 1e-5  # nothing but what some task answers
 
@@ -566,3 +568,43 @@ def test_an_agent_without_contexts_and_an_sb3_policy_are_evaluated(dataset):
     )
     metrics = offline.evaluate_tasks(offline.Predictor(model), data, config)
     assert -30 < metrics["return_mean"] < 0
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_an_sb3_policy_is_evaluated_on_data_of_another_library(tmp_path, discrete):
+    """Foreign data name no family: one task, in the environment that the policy was trained in."""
+    import gymnasium as gym
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+    from stable_baselines3 import PPO
+
+    env = gym.make("CartPole-v1" if discrete else "Pendulum-v1")
+    observations, actions = env.observation_space, env.action_space
+    buffers = []
+    for _ in range(4):
+        steps = {"actions": np.stack([actions.sample() for _ in range(6)]), "rewards": np.ones(6)}
+        ends = {"terminations": np.zeros(6, bool), "truncations": np.arange(6) == 5}
+        states = np.clip(np.stack([observations.sample() for _ in range(7)]), -1, 1)
+        buffers.append(EpisodeBuffer(observations=states, **steps, **ends))  # type: ignore
+    directory = tmp_path / "data" / "data"
+    directory.mkdir(parents=True)
+    storage = MinariStorage.new(directory, observations, actions)
+    storage.update_metadata({"dataset_id": "x/y-v0", "minari_version": "0.5"})
+    storage.update_episodes(buffers)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    config = OfflineConfig(str(tmp_path / "data"), episodes=2, fqe=3, diagnostics=True)
+    policy = offline.Predictor(model, f"gym/{env.spec.id}")  # type: ignore[union-attr]
+    metrics = offline.evaluate_checkpoints([policy], ["ppo"], config)
+    assert 8 <= metrics["return_mean"] < 501 if discrete else -2000 < metrics["return_mean"] < 0
+    assert math.isfinite(metrics["fqe/return_mean"])
+    assert all(math.isfinite(value) for value in metrics.values())
+    with pytest.raises(ConfigError, match="env of the Predictor"):
+        offline.evaluate_checkpoints([offline.Predictor(model)], ["ppo"], config)
+    other = PPO("MlpPolicy", "MountainCar-v0", n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ConfigError, match=r"dataset=.*expected observations of shape \(2,\)"):
+        offline.evaluate_checkpoints([offline.Predictor(other)], ["ppo"], config)
+
+
+def test_nothing_to_rank_is_no_rank():
+    one = np.array([[1.0, 2.0, 3.0]])
+    assert compare_rankings(one, one + 1) == {"absolute_error": 1.0}
