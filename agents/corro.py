@@ -418,16 +418,15 @@ class CORRO(Agent):
     def _contrastive_loss(self, task: Tensor, chosen: Tensor, answer: Tensor) -> Tensor:
         """-InfoNCE of query and key [B, Q, .] against other answers to the query (eq. 4), 0-d."""
         config, encoder, queries = self.config, self.net["encoder"], self.config.queries
-        (query, key), (own, other) = chosen.split(queries, 1), answer.split(queries, 1)
-        asked, count = query.flatten(0, 1), config.num_negatives
+        asked, own = (v[:, :queries].flatten(0, 1) for v in (chosen, answer))
+        count = config.num_negatives
         if config.negatives == "transitions":
             asked, negatives = self._other_transitions(len(asked))
         else:
             label = task.repeat_interleave(queries)
-            rows = (asked, own.flatten(0, 1), label)
-            negatives = self.generate.sample(*rows, count, self.generator)
+            negatives = self.generate.sample(asked, own, label, count, self.generator)
             asked = asked[:, None].expand(-1, count, -1)
-        q, k = encoder(query, own).flatten(0, 1), encoder(key, other).flatten(0, 1)
+        q, k = (code.flatten(0, 1) for code in encoder(chosen, answer).split(queries, 1))
         contrast = mi.GeneratedNegatives(config.temperature, cosine=False)
         return contrast.loss(q, k, encoder(asked, negatives))
 

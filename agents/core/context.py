@@ -361,11 +361,12 @@ class Coordinates(nn.Module):
 
     def consequences(self, chosen: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
         """Reward [...] as of `reward` and next observation [..., D] as of `observe`."""
-        answer = answer * self._std(self.answer) + self.answer.mean
-        obs = chosen[..., : self.obs] * self._std(self.chosen)[: self.obs]
-        obs = obs + self.chosen.mean[: self.obs]
-        next_obs = answer[..., 1:] + (obs if self.normalize else 0)
-        return self.reward(answer[..., 0]), self.observe(next_obs)
+        reward, change = answer[..., 0], answer[..., 1:]
+        obs = chosen[..., : self.obs] if self.normalize else 0  # else the change is the successor
+        scale, std = self._std(self.answer), self._std(self.chosen)[: self.obs]
+        offset = self.answer.mean / torch.cat([scale[:1], std])
+        scale, offset = (scale[1:] / std).float(), offset.float()
+        return reward + offset[0], obs + change * scale + offset[1:]
 
     @staticmethod
     def _std(norm: RunningNorm) -> Tensor:

@@ -280,9 +280,9 @@ def test_contrastive_loss_at_chance_and_solved(dataset):
     class Tells(torch.nn.Module):
         calls = 0
 
-        def forward(self, chosen, answer):  # of query, of key, and of what was made up
+        def forward(self, chosen, answer):  # of queries and keys, and of what was made up
             self.calls += 1
-            sign = 1.0 if self.calls < 3 else -1.0
+            sign = 1.0 if self.calls < 2 else -1.0
             return torch.tensor([sign, 0.0, 0.0]).expand(*chosen.shape[:-1], 3)
 
     agent.net["encoder"] = Tells()
