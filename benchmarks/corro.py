@@ -49,8 +49,8 @@ MUJOCO: dict[str, Any] = {
     "head": "iql", "head_weight": 10.0, "gamma": 0.95, "own_share": 1.0, "lr": 1e-3,
     "encoder_lr": 3e-3,
 }  # fmt: skip
-"""Of the MuJoCo families, for every method: SAC learns nothing in the steps measured here. Chosen by
-returns on training tasks of half-cheetah-vel, of ours."""
+"""Of the MuJoCo families, for every method: SAC learns nothing in the steps measured here. Chosen
+by returns of ours on training tasks of half-cheetah-vel."""
 PUBLISHED = {
     "point-robot": {"contrastive": 358.0, "policy": 35.0},
     "half-cheetah-vel": {"contrastive": 284.0, "policy": 5.4},
