@@ -8,8 +8,8 @@ its code.
 
 Ours differs from the paper where it fails (`configs/baselines/corro-published.yaml` is the paper):
 negatives are what a decoder of the answer, conditioned on the training task, says other tasks
-answer; positives pass through it too; to reconstruct the answer trains the codes as well; and other
-tasks' behaviour, relabelled by the decoder, trains encoder and policy. FOCAL, UNICORN, CSRO,
+answer, noise and all; to reconstruct the answer trains the codes as well; and other tasks'
+behaviour, relabelled by the decoder, trains encoder and policy. FOCAL, UNICORN, CSRO,
 supervised, oracle and multi-task learning are configurations of this file.
 
 As nothing is collected, a time step is a gradient step here.
@@ -93,7 +93,9 @@ class CORROConfig(AgentConfig):
     """The CVAE's β (0.2 unless given) or the reward noise's σ (0.5)."""
     counterfactual: bool = True
     """Learn from other tasks' behaviour as well, as the decoder says this task answers it: half
-    of the contexts and half of the policy's transitions."""
+    of the contexts, and all but `own_share` of the policy's transitions."""
+    own_share: float = 0.0625
+    """Share of the policy's transitions that are the task's own, for `counterfactual`."""
     critic_gradient: Literal["none", "aggregator", "encoder"] = "none"
     """What the policy's critics train besides themselves (published: the aggregator)."""
     temperature: float = 0.1
@@ -140,6 +142,7 @@ class CORROConfig(AgentConfig):
         if self.gamma is not None:
             require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.encoder_share <= 1, "encoder_share", self.encoder_share, "in [0, 1]")
+        require(0 <= self.own_share <= 1, "own_share", self.own_share, "in [0, 1]")
         for name in ("hidden", "encoder_hidden"):
             widths = getattr(self, name)
             require(bool(widths) and min(widths) > 0, name, widths, "positive widths")
@@ -259,9 +262,12 @@ class CORRO(Agent):
                 return {"steps": steps, "mask": mask}
             if self.counterfactual:
                 order = torch.randperm(episode.numel(), generator=generator, device=self.device)
-                context, mask = replay.whole(episode.flatten()[order].view_as(episode))
-                answer = self.generate.answer(context["chosen"], task)
-                code = torch.cat([code, self.encode(context["chosen"], answer, mask)], 1)
+                context, mask = replay.whole(episode.flatten()[order])
+                owner, other = order // episode.shape[1], task.repeat_interleave(episode.shape[1])
+                chosen = context["chosen"]
+                answer = self.generate.answer(chosen, context["answer"], owner, other)
+                made = self.encode(chosen, answer, mask).view_as(code)
+                code = torch.cat([code, made], 1)
         return {"code": code}
 
     # ---- acting
@@ -385,11 +391,16 @@ class CORRO(Agent):
         context, mask = self.replay.whole(episode)  # [B, 2, T, .]
         chosen, answer = context["chosen"], context["answer"]
         if self.counterfactual:
-            other = chosen[:, 1].roll(1, 0)
+            other, made = self._neighbours(task, chosen[:, 1], answer[:, 1])
             chosen = torch.stack([chosen[:, 0], other], 1)
-            answer = torch.stack([answer[:, 0], self.generate.answer(other, task)], 1)
+            answer = torch.stack([answer[:, 0], made], 1)
             mask = torch.stack([mask[:, 0], mask[:, 1].roll(1, 0)], 1)
         return self.encode(chosen, answer, mask)
+
+    def _neighbours(self, task: Tensor, chosen: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Each task's neighbour's choices [B, X, D+U], and how the task would have answered."""
+        chosen, answer, owner = chosen.roll(1, 0), answer.roll(1, 0), task.roll(1)
+        return chosen, self.generate.answer(chosen, answer, owner, task)
 
     def _reconstruction_loss(
         self, task: Tensor, chosen: Tensor, answer: Tensor, code: Tensor
@@ -399,27 +410,23 @@ class CORRO(Agent):
         Own transitions give themselves away by their states; a neighbour's need the code.
         """
         if self.counterfactual:
-            other = chosen.roll(1, 0)
-            answer = torch.cat([answer, self.generate.answer(other, task)], 1)
-            chosen = torch.cat([chosen, other], 1)
+            other, made = self._neighbours(task, chosen, answer)
+            chosen, answer = torch.cat([chosen, other], 1), torch.cat([answer, made], 1)
         guess = self.net["decoder"](chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
         return (guess - answer[:, None]).square().mean()
 
     def _contrastive_loss(self, task: Tensor, chosen: Tensor, answer: Tensor) -> Tensor:
         """-InfoNCE of query and key [B, Q, .] against other answers to the query (eq. 4), 0-d."""
         config, encoder, queries = self.config, self.net["encoder"], self.config.queries
-        (query, key), (own, other) = chosen.split(queries, 1), answer.split(queries, 1)
-        asked, count = query.flatten(0, 1), config.num_negatives
+        asked, own = (v[:, :queries].flatten(0, 1) for v in (chosen, answer))
+        count = config.num_negatives
         if config.negatives == "transitions":
             asked, negatives = self._other_transitions(len(asked))
         else:
             label = task.repeat_interleave(queries)
-            rows = (asked, own.flatten(0, 1), label)
-            negatives = self.generate.sample(*rows, count, self.generator)
+            negatives = self.generate.sample(asked, own, label, count, self.generator)
             asked = asked[:, None].expand(-1, count, -1)
-        if config.negatives == "decoder":  # else real could be told from generated
-            other = self.generate.answer(key, task)
-        q, k = encoder(query, own).flatten(0, 1), encoder(key, other).flatten(0, 1)
+        q, k = (code.flatten(0, 1) for code in encoder(chosen, answer).split(queries, 1))
         contrast = mi.GeneratedNegatives(config.temperature, cosine=False)
         return contrast.loss(q, k, encoder(asked, negatives))
 
@@ -467,14 +474,14 @@ class CORRO(Agent):
         return {f"policy/{name}": value for name, value in metrics.items()}
 
     def _relabelled(self, task: Tensor, steps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All but a sixteenth of the rows from a neighbour, as the decoder says this task answers.
+        """All but `own_share` of the rows from a neighbour, as the decoder says this task answers.
 
         A task's own data hardly say what to do away from its own behaviour's paths, and critics
         that know no better send the policy there.
         """
-        own = steps["action"].shape[1] // 16
+        own = round(self.config.own_share * steps["action"].shape[1])
         other = {name: value[:, own:].roll(1, 0) for name, value in steps.items()}
-        answer = self.generate.answer(other["chosen"], task)
+        answer = self.generate.answer(other["chosen"], other["answer"], task.roll(1), task)
         reward, next_obs = self.coordinates.consequences(other["chosen"], answer)
         other |= {"reward": reward[..., None], "next": next_obs}
         return {name: torch.cat([value[:, :own], other[name]], 1) for name, value in steps.items()}

@@ -26,6 +26,9 @@ from agents.core.replay import Replay
 from envs.point import STEP
 from envs.tasks import TaskFamily
 
+LR = 1e-3
+"""Adam's step size."""
+
 Policy = tuple[RunningNorm, SquashedGaussian]
 """A policy and the normaliser of the observations it reads."""
 
@@ -127,6 +130,7 @@ class TaskSAC:
             tasks differ in reward alone.
         gradient_steps: updates after each step of all environments.
         capacity: transitions remembered.
+        gamma: discount γ.
     """
 
     def __init__(
@@ -138,6 +142,7 @@ class TaskSAC:
         relabel: bool,
         gradient_steps: int,
         capacity: int,
+        gamma: float,
     ) -> None:
         torch.manual_seed(seed)
         self.env, self.batch_size, self.relabel = env, batch_size, relabel
@@ -146,9 +151,9 @@ class TaskSAC:
         actions = env.single_action_space.shape[0]  # type: ignore[index]
         parameters = len(env.task_names)
         self.norm = RunningNorm(features)
-        self.sac = SAC(features + parameters, actions, hidden)
+        self.sac = SAC(features + parameters, actions, hidden, gamma=gamma)
         self.optimizers = [
-            torch.optim.Adam(parameters, 3e-4, fused=True)
+            torch.optim.Adam(parameters, LR, fused=True)
             for parameters in (self.sac.critic_parameters(), self.sac.actor_parameters())
         ]
         self.generator = torch.Generator().manual_seed(seed)
@@ -217,13 +222,18 @@ class TaskSAC:
             torch.cat([self.norm(rows[name]), task], 1) for name in ("obs", "next_observations")
         )
         batch = Batch(x, rows["actions"], reward, x_next, rows["terminated"])
-        losses = (self.sac.critic_loss, self.sac.actor_loss)
-        for loss, optimizer in zip(losses, self.optimizers, strict=True):
-            value, _ = loss(batch, self.generator)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+        critic, actor = self.optimizers
+        self._descend(critic, self.sac.critic_loss(batch, self.generator)[0])
+        self.sac.critics.requires_grad_(False)  # the actor's step needs no gradient of theirs
+        self._descend(actor, self.sac.actor_loss(batch, self.generator)[0])
+        self.sac.critics.requires_grad_(True)
         self.sac.follow()
+
+    @staticmethod
+    def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
     # ---- state
 

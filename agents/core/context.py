@@ -120,16 +120,18 @@ class Decoder(nn.Module):
 
     def forward(self, chosen: Tensor, code: Tensor) -> Tensor:
         """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D]."""
-        code = code[..., None, :].expand(*chosen.shape[:-1], -1)
-        return self.network(torch.cat([chosen, code], -1))
+        shape = *code.shape[:-1], *chosen.shape[-2:-1]
+        code = code[..., None, :].expand(*shape, -1)
+        return self.network(torch.cat([chosen.expand(*shape, -1), code], -1))
 
 
 class TaskDecoder(Generator):
     """Ours: one model of the answer, conditioned on a code of the task; counterfactuals for all.
 
-    Training task i has a learnt code of its own, under which the model answers any choice as task
-    i would, whoever chose it. The codes start at almost 0, so that tasks that answer alike stay
-    close.
+    Training task i has a learnt code of its own. What task i would have answered is what the owner
+    of a transition did answer, plus the difference that the model sees between the two tasks: noise
+    and the model's error stay as they were (Pearl's abduction), real cannot be told from made up,
+    and tasks that answer alike are exact. The codes start at almost 0, so that those stay close.
 
     Args:
         chosen: D+U.
@@ -144,12 +146,18 @@ class TaskDecoder(Generator):
         self.codes = nn.Parameter(0.01 * torch.randn(tasks, code))
         self.decoder = Decoder(chosen, answer, code, hidden)
 
-    def answer(self, chosen: Tensor, task: Tensor) -> Tensor:
-        """Answers of training tasks int64 [B] to [B, ..., D+U], no gradient, [B, ..., 1+D]."""
-        with torch.no_grad():
-            return self.decoder(chosen.flatten(1, -2), self.codes[task]).unflatten(
-                1, chosen.shape[1:-1]
-            )
+    @torch.no_grad()
+    def answer(self, chosen: Tensor, answer: Tensor, owner: Tensor, task: Tensor) -> Tensor:
+        """What tasks would have answered, no gradient, [B, X, 1+D].
+
+        Args:
+            chosen: [B, X, D+U].
+            answer: what their owners did answer, [B, X, 1+D].
+            owner: training tasks, int64 [B].
+            task: likewise.
+        """
+        other, own = self.decoder(chosen, self.codes[torch.stack([task, owner])])
+        return answer + other - own
 
     def loss(
         self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
@@ -165,7 +173,9 @@ class TaskDecoder(Generator):
         tasks, shape = len(self.codes), (len(chosen), count)
         shift = torch.randint(1, max(tasks, 2), shape, generator=generator, device=chosen.device)
         other = self.codes[(task[:, None] + shift) % tasks]
-        return self.decoder(chosen[:, None, None].expand(-1, count, -1, -1), other)[:, :, 0]
+        own = self.decoder(chosen[:, None], self.codes[task])
+        other = self.decoder(chosen[:, None, None].expand(-1, count, -1, -1), other)[:, :, 0]
+        return answer[:, None] + other - own
 
 
 class CVAE(Generator):
@@ -351,11 +361,12 @@ class Coordinates(nn.Module):
 
     def consequences(self, chosen: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
         """Reward [...] as of `reward` and next observation [..., D] as of `observe`."""
-        answer = answer * self._std(self.answer) + self.answer.mean
-        obs = chosen[..., : self.obs] * self._std(self.chosen)[: self.obs]
-        obs = obs + self.chosen.mean[: self.obs]
-        next_obs = answer[..., 1:] + (obs if self.normalize else 0)
-        return self.reward(answer[..., 0]), self.observe(next_obs)
+        reward, change = answer[..., 0], answer[..., 1:]
+        obs = chosen[..., : self.obs] if self.normalize else 0  # else the change is the successor
+        scale, std = self._std(self.answer), self._std(self.chosen)[: self.obs]
+        offset = self.answer.mean / torch.cat([scale[:1], std])
+        scale, offset = (scale[1:] / std).float(), offset.float()
+        return reward + offset[0], obs + change * scale + offset[1:]
 
     @staticmethod
     def _std(norm: RunningNorm) -> Tensor:

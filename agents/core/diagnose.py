@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def fitted_q(
-    agent: Any, data: TaskData, state: dict[str, Tensor], steps: int, seed: int = 0
+    agent: Any,
+    data: TaskData,
+    state: dict[str, Tensor],
+    steps: int,
+    seed: int = 0,
+    space: gym.Space | None = None,
 ) -> Tensor:
     """Returns of an agent on each task as its data alone tell, without a simulator, [K].
 
@@ -41,8 +47,10 @@ def fitted_q(
         state: what it plays with, [K·E, ...] each, task by task.
         steps: gradient steps.
         seed: of batches and network.
+        space: of actions, where they are discrete.
     """
     device = data.states.device
+    count = int(space.n) if isinstance(space, gym.spaces.Discrete) else 0
     generator = torch.Generator(device).manual_seed(seed)
     rows = next(iter(state.values())).shape[0] // data.num_tasks if state else 1
     size = sum(value[0].numel() for value in state.values())
@@ -51,12 +59,13 @@ def fitted_q(
     mean, std = norm.mean(0), norm.std(0).clamp_min(1e-6)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        inputs = norm.shape[-1] + size + data.actions.shape[-1] + 1
+        inputs = norm.shape[-1] + size + (count or data.actions.shape[-1]) + 1
         critics = Critics(inputs, [128, 128]).to(device)
     target, optimizer = copy.deepcopy(critics), torch.optim.Adam(critics.parameters(), 1e-3)
 
     def value(q: Critics, obs: Tensor, action: Tensor, time: Tensor, carried: Any) -> Tensor:
         parts = [v.flatten(1) for v in carried.values()] + [time[:, None] / data.horizon]
+        action = functional.one_hot(action.long(), count).float() if count else action
         return q(torch.cat([(obs - mean) / std, *parts], -1), action)
 
     starts = data.states[:, :, 0]

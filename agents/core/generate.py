@@ -28,11 +28,14 @@ from envs.data import TIERS, TaskData, dataset_id, save
 from envs.point import PointRobot
 from envs.tasks import TaskFamily
 
-VERSION = 1
+VERSION = 2
 """Of what the same settings generate."""
 LEVELS = (0.0, 0.1, 0.25, 0.4, 0.55, 0.75, 1.0)
 """Checkpoints are the first snapshots that reach these shares of the way from the first snapshot's
 mean return to the best one's."""
+FORESIGHT = 1.0
+"""Time constant of the behaviours' discount [s]: γ = 1 - dt / FORESIGHT. Velocity pays at once, so
+that a longer one only slows the learning."""
 SNAPSHOTS = 20
 """Equal parts of the training after which a snapshot is taken."""
 RANDOM, SAMPLE, MODE, PERTURBED = range(4)
@@ -55,7 +58,7 @@ class DataConfig:
     """Number of tasks K; 0 takes the family's (40; 2 for half-cheetah-dir)."""
     episodes: int = 200
     """Episodes of each task and tier; a full grid of tasks and checkpoints for ood, or more."""
-    updates: int = 100_000
+    updates: int = 60_000
     """Gradient steps of the behaviour's SAC."""
     finetune: int = 2_000
     """Gradient steps that make a policy of one task, where tasks differ in the body."""
@@ -208,10 +211,11 @@ class Generator:
         config, seed = self.config, self.config.seed + (0 if task is None else 1 + task)
         ids = None if task is None else [task] * 8
         env = self.env(40 if task is None else 8, seed, task_ids=ids)
-        hidden = [config.hidden] * 2
+        assert env.dt is not None  # only bodies have trained behaviours
         return TaskSAC(
-            env, hidden, config.batch_size, seed, self.relabels, config.gradient_steps, 500_000
-        )
+            env, [config.hidden] * 2, config.batch_size, seed, self.relabels,
+            config.gradient_steps, capacity=500_000, gamma=1 - env.dt / FORESIGHT,
+        )  # fmt: skip
 
     def _chosen(self, learner: TaskSAC) -> list[int]:
         """Snapshots by return: see `LEVELS`."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 from scipy import stats
@@ -74,10 +75,26 @@ class Predictor:
 
     Args:
         model: has `predict(observation, state, episode_start, deterministic)`.
+        env: id of the environment to play in, such as `gym/Pendulum-v1`; data of a family name
+            theirs.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    device = torch.device("cpu")  # of what it is shown; the model's own is its affair
+
+    def __init__(self, model: Any, env: str = "") -> None:
+        self.model, self.env = model, env
+        self.spaces = model.observation_space, model.action_space
+
+    def make_eval_env(self, num_envs: int) -> BatchedEnv:
+        """`num_envs` copies of `env`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        try:
+            return envs.make(self.env, num_envs)
+        except ValueError as error:
+            raise ConfigError(f"env of the Predictor: {error}") from None
 
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
         """Nothing is carried."""
@@ -105,6 +122,28 @@ def choose(data: TaskData, split: str) -> TaskData:
     if not bool(keep.any()):
         raise ConfigError(f"split={split}: the dataset has no such task")
     return data.select(keep.nonzero()[:, 0])
+
+
+def spaces_of(agent: Any) -> tuple[gym.Space, gym.Space]:
+    """Of one observation and one action."""
+    if isinstance(agent, Predictor):
+        return agent.spaces
+    return agent.env.single_observation_space, agent.env.single_action_space
+
+
+def require_fit(agent: Any, data: TaskData, dataset: str) -> None:
+    """Whether an agent can read the data.
+
+    Raises:
+        ConfigError: its spaces are not those of the data.
+    """
+    arrays = {"observations": data.states, "actions": data.actions}
+    for (name, array), space in zip(arrays.items(), spaces_of(agent), strict=True):
+        if tuple(array.shape[3:]) != space.shape:
+            raise ConfigError(
+                f"dataset={dataset}: expected {name} of shape {space.shape}, as the agent has, got "
+                f"{tuple(array.shape[3:])}"
+            )
 
 
 def make_env(agent: Any, data: TaskData, episodes: int, device: Any) -> BatchedEnv:
@@ -211,6 +250,7 @@ def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
         data: the tasks, on the agent's device.
         config: the protocol.
     """
+    require_fit(agent, data, config.dataset)
     device = data.states.device
     generator = torch.Generator(device).manual_seed(config.seed)
     task = data.tasks.repeat_interleave(config.episodes, 0)
@@ -297,17 +337,23 @@ def compare_rankings(estimates: np.ndarray, truth: np.ndarray, k: int = 1) -> di
     """How well estimated returns [S, K] rank S policies on K tasks (Fu et al. 2021).
 
     Returns:
-        `rank_correlation`, Spearman's, mean over tasks; `regret@k`, how much worse than the best
-        policy the best of the k highest estimates is, as a share of the range, mean over tasks; and
-        `absolute_error`.
+        `rank_correlation`, Spearman's, mean over the tasks that have one; `regret@k`, how much
+        worse than the best policy the best of the k highest estimates is, as a share of the range,
+        mean over tasks; and `absolute_error`. The first two are left out where nothing can be
+        ranked: a single policy, or ties in every task.
     """
+    error = {"absolute_error": float(np.abs(estimates - truth).mean())}
+    varied = (np.ptp(estimates, 0) > 0) & (np.ptp(truth, 0) > 0)
+    if not varied.any():
+        return error
     best, worst = truth.max(0), truth.min(0)
     chosen = np.take_along_axis(truth, np.argsort(-estimates, 0)[:k], 0).max(0)
-    ranks = [stats.spearmanr(e, t).statistic for e, t in zip(estimates.T, truth.T, strict=True)]
+    pairs = zip(estimates.T[varied], truth.T[varied], strict=True)
+    ranks = [stats.spearmanr(estimate, true).statistic for estimate, true in pairs]
     return {
-        "rank_correlation": float(np.nanmean(ranks)),
+        "rank_correlation": float(np.mean(ranks)),
         f"regret@{k}": float(np.mean((best - chosen) / np.maximum(best - worst, 1e-12))),
-        "absolute_error": float(np.abs(estimates - truth).mean()),
+        **error,
     }
 
 
@@ -332,9 +378,14 @@ def evaluate_checkpoints(
         metrics |= {f"return_mean/{name}": v for name, v in zip(names, means, strict=True)}
     out = Path(config.out) if config.out else None
     if config.fqe:
-        pairs = zip(agents, outcomes, strict=True)
-        values = [diagnose.fitted_q(a, data, o.state, config.fqe, config.seed) for a, o in pairs]
+        values = [
+            diagnose.fitted_q(
+                agent, data, outcome.state, config.fqe, config.seed, spaces_of(agent)[1]
+            )
+            for agent, outcome in zip(agents, outcomes, strict=True)
+        ]
         estimates, truth = torch.stack(values).cpu().numpy(), returns.mean(2).cpu().numpy()
+        metrics["fqe/return_mean"] = float(estimates.mean())
         if len(agents) == 1:  # no policies to rank: rank the tasks
             estimates, truth = estimates.T, truth.T
         ranking = compare_rankings(estimates, truth)

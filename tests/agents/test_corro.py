@@ -129,16 +129,35 @@ def test_negatives_keep_what_they_should():
     assert loss.item() == pytest.approx(0, abs=1e-9)
 
 
-def test_decoder_negatives_are_never_the_own_tasks_answer():
-    decoder, generator = TaskDecoder(3, 2, 4, 2, [8]), torch.Generator().manual_seed(0)
+def decoder_of_four_tasks() -> TaskDecoder:
+    decoder = TaskDecoder(3, 2, 4, 2, [8])
     decoder.codes.data.copy_(torch.randn(4, 2))
-    chosen, task = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
-    own = decoder.answer(chosen[:, None], task)[:, 0]
-    drawn = decoder.sample(chosen, own, task, 64, generator)
-    assert (drawn - own[:, None]).abs().sum(-1).min() > 1e-4
-    asked = torch.randn(6, 2, 5, 3)
-    flat = decoder.answer(asked.flatten(1, 2), task).unflatten(1, (2, 5))
-    assert torch.allclose(decoder.answer(asked, task), flat)
+    return decoder
+
+
+def test_decoder_negatives_are_never_the_own_tasks_answer():
+    decoder, generator = decoder_of_four_tasks(), torch.Generator().manual_seed(0)
+    chosen, answer, task = torch.randn(6, 3), torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 0, 1])
+    drawn = decoder.sample(chosen, answer, task, 64, generator)
+    assert (drawn - answer[:, None]).abs().sum(-1).min() > 1e-4
+    others = [
+        decoder.answer(chosen[:, None], answer[:, None], task, 0 * task + i) for i in range(4)
+    ]
+    distance = (drawn[:, :, None] - torch.cat(others, 1)[:, None]).abs().sum(-1)
+    assert distance.amin(-1).max() < 1e-5  # nothing but what some task answers
+
+
+def test_counterfactuals_keep_what_the_model_does_not_know():
+    """Whatever error the model makes, a task's own answer comes back, and so does the way there."""
+    decoder = decoder_of_four_tasks()
+    chosen, answer = torch.randn(6, 5, 3), torch.randn(6, 5, 2)
+    owner, task = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
+    assert torch.allclose(decoder.answer(chosen, answer, owner, owner), answer, atol=1e-6)
+    there = decoder.answer(chosen, answer, owner, task)
+    assert (there - answer).abs().sum(-1).min() > 1e-4
+    assert torch.allclose(decoder.answer(chosen, there, task, owner), answer, atol=1e-5)
+    model = (decoder.decoder(chosen, decoder.codes[k]) for k in (task, owner))
+    assert torch.allclose(there, answer + next(model) - next(model), atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -261,9 +280,9 @@ def test_contrastive_loss_at_chance_and_solved(dataset):
     class Tells(torch.nn.Module):
         calls = 0
 
-        def forward(self, chosen, answer):  # of query, of key, and of what was made up
+        def forward(self, chosen, answer):  # of queries and keys, and of what was made up
             self.calls += 1
-            sign = 1.0 if self.calls < 3 else -1.0
+            sign = 1.0 if self.calls < 2 else -1.0
             return torch.tensor([sign, 0.0, 0.0]).expand(*chosen.shape[:-1], 3)
 
     agent.net["encoder"] = Tells()
@@ -296,7 +315,8 @@ def test_policies_learn_from_neighbours_as_the_decoder_answers(dataset):
     for name in ("chosen", "action"):  # one of 16 is the task's own
         assert torch.equal(mixed[name][:, :1], steps[name][:, :1])
         assert torch.equal(mixed[name][:, 1:], steps[name].flip(0)[:, 1:])
-    answer = agent.generate.answer(mixed["chosen"][:, 1:], task)
+    owner, others = task.flip(0), steps["answer"].flip(0)[:, 1:]
+    answer = agent.generate.answer(mixed["chosen"][:, 1:], others, owner, task)
     reward, following = agent.coordinates.consequences(mixed["chosen"][:, 1:], answer)
     assert torch.allclose(mixed["reward"][:, 1:, 0], reward)
     assert torch.allclose(mixed["next"][:, 1:], following)
@@ -399,9 +419,9 @@ def spread(agent: CORRO) -> float:
     rows = torch.randint(
         agent.replay.num_steps[0], (64,), generator=torch.Generator().manual_seed(0)
     )
-    chosen = agent.replay.steps(rows)["chosen"]
-    every = torch.arange(data.num_tasks)
-    answer = agent.generate.answer(chosen.expand(len(every), -1, -1), every)  # type: ignore
+    step, every = agent.replay.steps(rows), torch.arange(data.num_tasks)  # all of the first task
+    rows_of = (step[name].expand(len(every), -1, -1) for name in ("chosen", "answer"))
+    answer = agent.generate.answer(*rows_of, 0 * every, every)
     reward = answer[..., 0] * agent.coordinates.answer.variance[0].sqrt()
     successor = data.next_observations.flatten(0, 2)[rows]
     truth = -(successor - data.tasks[:, None]).norm(dim=-1)
@@ -548,3 +568,43 @@ def test_an_agent_without_contexts_and_an_sb3_policy_are_evaluated(dataset):
     )
     metrics = offline.evaluate_tasks(offline.Predictor(model), data, config)
     assert -30 < metrics["return_mean"] < 0
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_an_sb3_policy_is_evaluated_on_data_of_another_library(tmp_path, discrete):
+    """Foreign data name no family: one task, in the environment that the policy was trained in."""
+    import gymnasium as gym
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+    from stable_baselines3 import PPO
+
+    env = gym.make("CartPole-v1" if discrete else "Pendulum-v1")
+    observations, actions = env.observation_space, env.action_space
+    buffers = []
+    for _ in range(4):
+        steps = {"actions": np.stack([actions.sample() for _ in range(6)]), "rewards": np.ones(6)}
+        ends = {"terminations": np.zeros(6, bool), "truncations": np.arange(6) == 5}
+        states = np.clip(np.stack([observations.sample() for _ in range(7)]), -1, 1)
+        buffers.append(EpisodeBuffer(observations=states, **steps, **ends))  # type: ignore
+    directory = tmp_path / "data" / "data"
+    directory.mkdir(parents=True)
+    storage = MinariStorage.new(directory, observations, actions)
+    storage.update_metadata({"dataset_id": "x/y-v0", "minari_version": "0.5"})
+    storage.update_episodes(buffers)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu")
+    config = OfflineConfig(str(tmp_path / "data"), episodes=2, fqe=3, diagnostics=True)
+    policy = offline.Predictor(model, f"gym/{env.spec.id}")  # type: ignore[union-attr]
+    metrics = offline.evaluate_checkpoints([policy], ["ppo"], config)
+    assert 8 <= metrics["return_mean"] < 501 if discrete else -2000 < metrics["return_mean"] < 0
+    assert math.isfinite(metrics["fqe/return_mean"])
+    assert all(math.isfinite(value) for value in metrics.values())
+    with pytest.raises(ConfigError, match="env of the Predictor"):
+        offline.evaluate_checkpoints([offline.Predictor(model)], ["ppo"], config)
+    other = PPO("MlpPolicy", "MountainCar-v0", n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ConfigError, match=r"dataset=.*expected observations of shape \(2,\)"):
+        offline.evaluate_checkpoints([offline.Predictor(other)], ["ppo"], config)
+
+
+def test_nothing_to_rank_is_no_rank():
+    one = np.array([[1.0, 2.0, 3.0]])
+    assert compare_rankings(one, one + 1) == {"absolute_error": 1.0}

@@ -221,7 +221,7 @@ def test_one_sac_learns_all_goals_of_point_robot() -> None:
     env = envs.make("point-robot", 40, seed=1)
     assert isinstance(env, TaskFamily)
     torch.set_num_threads(1)
-    learner = TaskSAC(env, [64, 64], 128, 1, True, 4, 20_000)
+    learner = TaskSAC(env, [64, 64], 128, 1, True, 4, 20_000, 0.95)
     learner.act_randomly(20)
     learner.learn(1000)
     obs, info = env.reset(seed=0)
