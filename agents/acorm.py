@@ -116,6 +116,8 @@ class ACORMConfig(AgentConfig):
     """Factor of `lr` every 500 gradient steps."""
     gamma: float = 0.99
     """Discount γ."""
+    reward_scale: float = 1.0
+    """Factor of the rewards that are learnt from; JaxMARL takes 10 for QMIX on SMAX."""
     td_lambda: float = 0.0
     """λ of the targets; 0 is the paper's one-step target."""
     target_rate: float = 0.005
@@ -146,7 +148,7 @@ class ACORMConfig(AgentConfig):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("contrastive_interval", "pretrain_embedding", "pretrain_roles"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("lr", "contrastive_lr", "pretrain_lr", "max_grad_norm"):
+        for name in ("lr", "contrastive_lr", "pretrain_lr", "max_grad_norm", "reward_scale"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("key_rate", "target_rate", "lr_decay"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
@@ -427,7 +429,7 @@ class ACORM(Agent):
         best = greedy(q, batch["available"])[..., None]
         value = self._mix(self.targets, value.gather(-1, best)[..., 0], batch["state"], role)
         following = torch.cat([value[1:], torch.zeros_like(value[:1])])  # of t + 1
-        reward = batch["reward"][..., None]
+        reward = config.reward_scale * batch["reward"][..., None]
         return lambda_returns(
             reward, following, batch["going"], batch["cut"], config.gamma, config.td_lambda
         )

@@ -176,7 +176,10 @@ def settings(run: dict[str, Any]) -> Any:
         }
     rules, _, name = run["map"].rpartition(":")
     scale |= {"env": f"combat/{name}", "seed": run["seed"], "device": "auto"}
-    scale |= {"env_kwargs": {"rules": rules}} if rules else {}
+    if rules:
+        scale |= {"env_kwargs": {"rules": rules}}
+    if rules == "smax":  # a won battle is worth 2, with `sc2` it is 20
+        scale["reward_scale"] = 10.0
     if run["method"] == "qmix-matched":
         scale |= matched(scale["env"], scale.get("env_kwargs", {}))
     return build(AGENTS[agent].Config, layers, scale)

@@ -220,6 +220,8 @@ def test_the_target_is_double_q_learning_by_hand():
     assert loss.item() == pytest.approx((total - target.flatten()).square().mean().item())
     batch["learnt"][1] = False
     assert agent._td_loss(batch)[0].item() == pytest.approx((4 - 10.5) ** 2)
+    agent.config.reward_scale = 3.0
+    assert agent._target(batch, q, None, None).flatten().tolist() == [3 + 0.5 * (2 * 6 + 7), 30.0]
 
 
 @pytest.mark.parametrize("name", ["mixer", "attention"])
@@ -456,6 +458,7 @@ def test_dead_agents():
         ({"epsilon": [0.1, 0.5]}, "epsilon"),
         ({"defects": ["laged-action"]}, "defects"),
         ({"td_lambda": 1.5}, "td_lambda=1.5"),
+        ({"reward_scale": 0.0}, "reward_scale=0.0"),
     ],
 )
 def test_refuses_with_one_clear_line(settings, message):
