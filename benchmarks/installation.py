@@ -141,7 +141,8 @@ def _row(
     env: Environment, torch: str, install: str, case: str, expected: str, good: bool,
     code: int, last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    said = re.sub(r"/[^\s:']*?/(?=(?:agents|envs|mi|benchmarks)\b)", "…/", last)[:240]
+    said = re.sub(r"/\S+/bin/(?=python)", "", last)
+    said = re.sub(r"/[^\s:']*?/(?=(?:agents|envs|mi|benchmarks)\b)", "…/", said)[:240]
     print(
         f"{'ok  ' if good else 'FAIL'} {env.version} {install:8} {case}: {code} {said}", flush=True
     )
