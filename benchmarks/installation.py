@@ -52,7 +52,7 @@ class Environment:
             )  # fmt: skip
             said = done.stderr if done.returncode else done.stdout
             lines = said.strip().splitlines() or [""]
-            return done.returncode, lines[-1].replace(empty, "<empty directory>")
+            return done.returncode, lines[-1].strip().replace(empty, "<empty directory>")
 
     def pip(self, *arguments: str) -> None:
         """Pip in this environment; its errors are the script's."""
