@@ -52,7 +52,7 @@ class Environment:
             )  # fmt: skip
             said = done.stderr if done.returncode else done.stdout
             lines = said.strip().splitlines() or [""]
-            return done.returncode, lines[-1].replace(empty, "<empty directory>")
+            return done.returncode, lines[-1].strip().replace(empty, "<empty directory>")
 
     def pip(self, *arguments: str) -> None:
         """Pip in this environment; its errors are the script's."""
@@ -141,7 +141,8 @@ def _row(
     env: Environment, torch: str, install: str, case: str, expected: str, good: bool,
     code: int, last: str,
 ) -> dict[str, Any]:  # fmt: skip
-    said = re.sub(r"/[^\s:']*?/(?=(?:agents|envs|mi|benchmarks)\b)", "…/", last)[:240]
+    said = re.sub(r"/\S+/bin/(?=python)", "", last)
+    said = re.sub(r"/[^\s:']*?/(?=(?:agents|envs|mi|benchmarks)\b)", "…/", said)[:240]
     print(
         f"{'ok  ' if good else 'FAIL'} {env.version} {install:8} {case}: {code} {said}", flush=True
     )
