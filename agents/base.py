@@ -315,16 +315,16 @@ class Agent:
                     run.save(self.state_dict(), best=True)
             going_on = callback is None or callback(self, row) is not False
         if last or due(config.checkpoint_interval) or stop or not going_on:
-            if self._obs is not None:
-                self.guard.watch("observation", self._obs)  # what the next step begins with
-            self.guard.check()
             self._require_finite()
             if run is not None:
                 run.save(self.state_dict())
         return going_on and not stop
 
     def _require_finite(self) -> None:
-        """Raise rather than save or load networks or optimisers with a NaN or infinity."""
+        """Raise rather than save or load an observation, network or optimiser with a NaN."""
+        if self._obs is not None:
+            self.guard.watch("observation", self._obs)  # what the next step begins with
+        self.guard.check()
         for name, part in self.parts.items():
             tensors: list[Tensor] = []
             if isinstance(part, torch.nn.Module):

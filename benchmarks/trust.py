@@ -1,6 +1,6 @@
 """What happens when things go wrong.
 
-    python benchmarks/trust.py <campaign|all> [count=N] [agents=slim,masd,…]
+    python benchmarks/trust.py <campaign|all> [count=N] [minutes=M] [agents=slim,masd,…]
 
     kill         kill -9 at random moments; the same command goes on, bit for bit
     signals      SIGTERM, SIGINT, SIGUSR1 at random moments
@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -59,6 +60,14 @@ from envs.hdf5 import DataError
 from mi.__main__ import main as mi_main
 
 Problems = list[str]
+_DEADLINE = [math.inf]
+
+
+def late() -> bool:
+    """Whether the campaign's minutes are over; the trials so far are recorded."""
+    return time.monotonic() > _DEADLINE[0]
+
+
 STEPS = {"slim": 800, "masd": 800, "acorm": 600, "acorm-mappo": 600, "corro": 60, "infopower": 300}
 
 
@@ -177,6 +186,7 @@ def interrupted(name: str, count: int, folder: Path, numbers: list[int]) -> tupl
     run = folder / f"{name}-0"
     while True:
         pid = start(name, run, folder)
+        count = hits if late() else count
         if hits < count:
             time.sleep(draw.uniform(0, seconds))
             with contextlib.suppress(ProcessLookupError):
@@ -283,7 +293,7 @@ def nan(name: str, count: int, folder: Path) -> tuple[int, Problems]:
     `replay` meets the same message from what the run directory keeps, without the fault none.
     """
     problems, trials, draw = [], 0, random.Random(1)
-    for trial in range(count):
+    for trial in itertools.takewhile(lambda _: not late(), range(count)):
         for place in PLACES:
             run = folder / f"{name}-{place}-{trial}"
             settings = {"log_interval": 1, "checkpoint_interval": 1, "seed": trial}
@@ -499,9 +509,10 @@ def checkpoints(name: str, count: int, folder: Path) -> tuple[int, Problems]:
     path, mutated = folder / f"{name}.ckpt", folder / f"{name}-mutated.ckpt"
     agent.save(path)
     original, content = load_checkpoint(path), path.read_bytes()
-    draw, problems = random.Random(3), []
+    draw, problems, trials = random.Random(3), [], 0
     with _watched() as events:
-        for trial in range(count):
+        for trial in itertools.takewhile(lambda _: not late(), range(count)):
+            trials += 1
             if trial % 2:
                 damaged = bytearray(content)
                 for _ in range(draw.randrange(1, 4)):
@@ -524,7 +535,7 @@ def checkpoints(name: str, count: int, folder: Path) -> tuple[int, Problems]:
                 problems.append(f"trial {trial}: {type(error).__name__}: {error}"[:300])
     if events:
         problems.append(f"events: {sorted(set(events))[:5]}")
-    return count, problems
+    return trials, problems
 
 
 def _mutate_content(path: Path, output: Path, draw: random.Random) -> None:
@@ -602,15 +613,16 @@ def datasets(name: str, count: int, folder: Path) -> tuple[int, Problems]:
         (cache, anything(lambda: _open(cache.parent))),
         (npz, estimated),
     ]
-    kept = [(file.read_bytes(), read()) for file, read in kinds]
-    for trial in range(count):
+    kept, trials = [(file.read_bytes(), read()) for file, read in kinds], 0
+    for trial in itertools.takewhile(lambda _: not late(), range(count)):
+        trials += 1
         file, read = kinds[trial % len(kinds)]
         content, original = kept[trial % len(kinds)]
         file.write_bytes(_damaged(content, draw))
         problem = _read_apart(read, original)
         problems += [f"trial {trial}, {file.name}: {problem}"] if problem else []
         file.write_bytes(content)
-    return count, problems
+    return trials, problems
 
 
 def _damaged(content: bytes, draw: random.Random) -> bytes:
@@ -663,7 +675,9 @@ def workers(name: str, count: int, folder: Path) -> tuple[int, Problems]:
     simulator included that every copy here starts as a process of its own.
     """
     draw, problems, timeout = random.Random(5), [], 3.0
-    for trial in range(3 * count):
+    trials = 0
+    for trial in itertools.takewhile(lambda _: not late(), range(3 * count)):
+        trials += 1
         kind = ("kill", "hang", "raise")[trial % 3]
         copy, step = draw.randrange(4), draw.randrange(30)
         env = from_gymnasium(foreign(kind), 4, workers=2, timeout=60)
@@ -692,7 +706,7 @@ def workers(name: str, count: int, folder: Path) -> tuple[int, Problems]:
         time.sleep(0.05)  # init reaps what is left to it
         problems += [f"{kind}: process {pid} is left" for pid in pids if _alive(pid)]
         env.close()
-    return 3 * count, problems
+    return trials, problems
 
 
 def foreign(failure: str) -> Callable[[], Any]:
@@ -807,6 +821,7 @@ def main(arguments: list[str]) -> int:
     for which in CAMPAIGNS if names[0] == "all" else names:
         for name in ["-"] if which in ONCE else options.get("agents", ",".join(AGENTS)).split(","):
             began = time.monotonic()
+            _DEADLINE[0] = began + 60 * float(options.get("minutes", "inf"))
             try:
                 trials, problems = campaign(
                     which, name, int(options.get("count", CAMPAIGNS[which][1]))

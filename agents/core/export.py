@@ -211,7 +211,7 @@ def _examples(agent: Agent, actor: Actor, steps: int = 5) -> list[list[Tensor]]:
 
 
 def _contexts(agent: Any) -> list[list[Tensor]]:
-    """Inputs of the encoder: random contexts of two lengths, one of which has no step."""
+    """Inputs of the encoder: random contexts of two lengths; in both, a row has no step."""
     generator = torch.Generator().manual_seed(agent.config.seed)
     size = agent.env.single_observation_space.shape[0]
     examples = []
