@@ -542,3 +542,8 @@ def test_a_positive_that_overflows_leaves_the_negatives_alone():
     scores = torch.zeros(5, 5).fill_diagonal_(1e3)
     assert mif.fdime(scores, divergence="kl").item() == pytest.approx(1000)
     assert mif.nwj(scores).item() == pytest.approx(1000 - math.exp(-1))
+
+
+def test_one_pair_without_others_counts_nothing():
+    for bound in (mif.dv, mif.nwj, mif.jsd, mif.smile, mif.club, mif.fdime):
+        assert bound(torch.ones(1, 1)).item() == 0
