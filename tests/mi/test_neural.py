@@ -137,7 +137,9 @@ def test_averaged_parameters_are_what_is_kept():
         seen.clear()
         estimator = Watched(c.BilinearCritic(1, 1))
         start = estimator.critic.weight.item()
-        estimator.fit(x, y, steps=steps, batch_size=8, lr=0.1, average=average, every=steps)
+        options = {"batch_size": 8, "lr": 0.1, "average": average, "every": steps}
+        report = estimator.fit(x, y, steps=steps, **options)
+        assert report.loss == pytest.approx(-estimator.critic.weight.item())
         after = [w.item() for w in seen[1:]] + [seen[-1].item() + (seen[-1] - seen[-2]).item()]
         expected = start
         for weight, share in zip(after, rate, strict=True):
