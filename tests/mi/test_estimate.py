@@ -264,6 +264,11 @@ def test_learnt_estimators_are_cross_fitted(name):
     assert not any("fitted to" in w for w in warnings)
 
 
+def test_training_options_count_more_than_the_usual_ones():
+    _, found = cross_fitted("infonce", *pair(200), 0, steps=10, lr=0.0)
+    assert abs(found.value) < 0.1  # of 0.41: nothing was learnt
+
+
 def test_a_network_finds_what_the_copula_misses_and_nothing_where_it_misses_nothing():
     x, y = pair(1500, d=2)
     squares = 2 * x**2 + y  # no correlation left between them, and much information

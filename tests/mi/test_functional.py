@@ -515,3 +515,35 @@ def _rank(rank: int, folder: str, symmetric: bool) -> None:
 def test_gathered_over_processes_equals_one_process(tmp_path, symmetric):
     os.environ["OMP_NUM_THREADS"] = "1"
     mp.spawn(_rank, (str(tmp_path), symmetric), nprocs=2)  # type: ignore[attr-defined]
+
+
+PLAIN = {
+    **LOWER,
+    "mine": functools.partial(mif.mine, running=torch.tensor(0.3)),
+    "flo": functools.partial(mif.flo, u=torch.linspace(-1, 1, 7, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_square_matrix_is_the_general_case(name):
+    """Values, pointwise terms and gradients of the fast path are those of explicit positives."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(7, 7, generator=generator, dtype=torch.float64)
+    for reduction in ("mean", "none"):
+        both = [scores.clone().requires_grad_() for _ in range(2)]
+        plain = PLAIN[name](both[0], reduction=reduction)
+        general = PLAIN[name](both[1], reduction=reduction, positives=torch.eye(7) > 0)
+        torch.testing.assert_close(plain, general)
+        plain.sum().backward(), general.sum().backward()
+        torch.testing.assert_close(both[0].grad, both[1].grad)
+
+
+def test_a_positive_that_overflows_leaves_the_negatives_alone():
+    scores = torch.zeros(5, 5).fill_diagonal_(1e3)
+    assert mif.fdime(scores, divergence="kl").item() == pytest.approx(1000)
+    assert mif.nwj(scores).item() == pytest.approx(1000 - math.exp(-1))
+
+
+def test_one_pair_without_others_counts_nothing():
+    for bound in (mif.dv, mif.nwj, mif.jsd, mif.smile, mif.club, mif.fdime):
+        assert bound(torch.ones(1, 1)).item() == 0

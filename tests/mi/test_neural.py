@@ -122,6 +122,44 @@ def test_training_finds_the_information_of_held_out_data(name):
     assert any("fitted to" in w for w in estimator.estimate(x, y, 200).warnings)
 
 
+def test_averaged_parameters_are_what_is_kept():
+    """Of two steps they are the mean; of many, an average that forgets."""
+    x, y = gaussian(40)
+    seen = []
+
+    class Watched(n.NWJ):
+        def loss(self, *args, **options):
+            if torch.is_grad_enabled():
+                seen.append(self.critic.weight.detach().clone())
+            return -self.critic.weight.sum() + 0 * super().loss(*args, **options)
+
+    for average, steps, rate in ((0.9, 2, [1, 0.5]), (0.5, 3, [1, 0.5, 0.5])):
+        seen.clear()
+        estimator = Watched(c.BilinearCritic(1, 1))
+        start = estimator.critic.weight.item()
+        options = {"batch_size": 8, "lr": 0.1, "average": average, "every": steps}
+        report = estimator.fit(x, y, steps=steps, **options)
+        assert report.loss == pytest.approx(-estimator.critic.weight.item())
+        after = [w.item() for w in seen[1:]] + [seen[-1].item() + (seen[-1] - seen[-2]).item()]
+        expected = start
+        for weight, share in zip(after, rate, strict=True):
+            expected += share * (weight - expected)
+        assert estimator.critic.weight.item() == pytest.approx(expected, abs=2e-3)
+        assert estimator.critic.weight.item() < after[-1] - 0.02
+
+
+def test_the_best_of_all_judgements_is_kept_and_every_says_how_often():
+    x, y = gaussian(60)
+    torch.manual_seed(0)
+    for every, patience in ((1, 3), (4, 2)):
+        estimator = n.NWJ(c.ConcatCritic(1, 1, 8))
+        report = estimator.fit(
+            x, y, steps=400, batch_size=32, lr=0.1, every=every, patience=patience
+        )
+        assert report.converged and report.steps - report.best_step == every * patience
+        assert report.best_step % every == 0
+
+
 def test_saturation_names_the_candidates_that_are_needed():
     x, y = gaussian(64, d=1)
     sharp = n.InfoNCE(Steep())
