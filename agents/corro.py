@@ -55,7 +55,8 @@ class CORROConfig(AgentConfig):
     total_timesteps: int = 20_000
     """Gradient steps, of encoder and policy together."""
     dataset: str = ""
-    """Directory or Minari id of the tasks' data, see `python train.py data`."""
+    """Directory or Minari id of the tasks' data, see `python train.py data`. A run keeps it as it
+    was given: who moves the data says so in the run's config.yaml before resuming."""
     tier: str = "mixed"
     """Which of the dataset's tiers to learn from."""
     encoder_share: float = 0.5
