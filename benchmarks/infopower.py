@@ -4,7 +4,7 @@
     python benchmarks/infopower.py speed                                  CPU-seconds of an update
     python benchmarks/infopower.py learning [tasks=arm,cartpole] [backgrounds=video,ghost]
                                             [methods=infopower,dreamer]
-                                            [scale=default|small]         some of the runs
+                                            [scale=default|small|swing]        some of the runs
     python benchmarks/infopower.py video [run=<directory>]                what a latent kept, to see
     python benchmarks/infopower.py report                                 tables from the CSVs
 
@@ -42,10 +42,17 @@ SCALES: dict[str, dict[str, Any]] = {
               "imagination_starts": 64, "gamma": 0.9, "entropy": 0.2, "prefill": 20_000,
               "collect_steps": 20, "gradient_steps": 20, "model_lr": 1e-3, "value_lr": 1e-3,
               "eval_episodes": 64},
+    # Reward there is of what is controlled alone; horizon and discount see a swing of the pole.
+    "swing": {"depth": 8, "deter": 64, "units": 64, "batch_size": 16, "batch_length": 16,
+              "horizon": 12, "policy_lr": 5e-4, "reward_weight": 5, "imagination_starts": 64,
+              "gamma": 0.97, "entropy": 0.003, "prefill": 8000, "num_envs": 32,
+              "collect_steps": 25, "gradient_steps": 40, "model_lr": 1e-3, "value_lr": 1e-3,
+              "eval_episodes": 64},
 }  # fmt: skip
 """What differs from the configurations' sizes, for all methods alike."""
 WORLDS: dict[str, dict[str, Any]] = {
     "default": {}, "small": {"size": 48, "action_repeat": 8, "duration": 200},
+    "swing": {"size": 48},
 }  # fmt: skip
 """And from the environments': episodes of 25 steps have many targets within few steps."""
 POINTS = 3  # of a curve, besides the one before training
