@@ -13,6 +13,7 @@ import agents
 import envs
 from agents import SLIM, CheckpointError, ConfigError, NonFiniteError
 from agents.core.checkpoint import save_checkpoint
+from agents.core.run import Run
 from envs.adapt import to_gymnasium, to_sb3
 
 
@@ -186,6 +187,26 @@ def test_non_finite_environment_is_named(small, where):
     agent = SLIM(Broken(where), **small)
     with pytest.raises(NonFiniteError, match=f"^{where}: NaN or infinity in environment 5"):
         agent.learn()
+
+
+def test_a_non_finite_beginning_of_the_next_step_is_not_saved(small, tmp_path, monkeypatch):
+    """Where an episode begins with a NaN: `final_obs` is finite, and the update never sees it."""
+    agent = SLIM(**small)
+    step, count = agent.env.step, iter(range(1, 100))
+
+    def begins(action):
+        obs, *rest = step(action)
+        if next(count) == agent.rollout_steps:
+            obs = obs.clone()
+            obs[5, 3] = torch.nan
+        return obs, *rest
+
+    monkeypatch.setattr(agent.env, "step", begins)
+    with Run(tmp_path / "run", "slim", {}) as agent.run:
+        with pytest.raises(NonFiniteError, match=r"^observation: NaN or infinity in environment 5"):
+            agent.learn()
+        assert agent.num_updates == 1
+        assert not agent.run.last.exists()
 
 
 def test_non_finite_loss_is_named(small):
