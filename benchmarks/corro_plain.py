@@ -48,7 +48,7 @@ class Plain:
         self.policy = mlp(obs + code, *hidden, 2 * actions)
         self.q = [mlp(obs + code + actions, *hidden, 1) for _ in range(2)]
         self.target = [mlp(obs + code + actions, *hidden, 1) for _ in range(2)]
-        trained = (self.encoder, self.score, self.policy, *self.q)
+        trained: tuple[nn.Module, ...] = (self.encoder, self.score, self.policy, *self.q)
         self.adam = {net: torch.optim.Adam(net.parameters(), 3e-4) for net in trained}
 
     def draw(self, task: int, rows: np.ndarray) -> dict[str, Tensor]:
