@@ -112,6 +112,8 @@ class MASDConfig(TeamConfig):
         require(0 <= self.warmup <= 1, "warmup", self.warmup, "in [0, 1]")
         least = 2 if self.skill == "discrete" else 1
         require(self.skill_size >= least, "skill_size", self.skill_size, f"at least {least}")
+        episodes, enough = self.eval_episodes, coordination.MIN_EPISODES
+        require(episodes >= enough, "eval_episodes", episodes, f"at least {enough}, for a decoder")
         if self.fixed_skill is not None:
             valid = self.skill == "discrete" and 0 <= self.fixed_skill < self.skill_size
             require(valid, "fixed_skill", self.fixed_skill, "one of the discrete skills")

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 import mi
 from agents.core import plot
+from agents.core.config import require
 from agents.core.evaluate import Episodes, play
 from envs.adapt import can_render
 from envs.base import BatchedEnv
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 BIN = 0.5  # side of a coverage bin [m]
 PAIRS = 6  # pairs that are measured at most
+MIN_EPISODES = 10  # that a decoder is fitted to and judged on
 
 
 def labels(agent: MASD, skill: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ def metrics(agent: MASD, episodes: Episodes) -> dict[str, float]:
     - `coverage`: distinct bins of 0.5 m of the team's joint state.
     """
     x, skill = final_states(agent, episodes), episodes.state["skill"]
+    require(len(x) >= MIN_EPISODES, "episodes", len(x), f"at least {MIN_EPISODES}, for a decoder")
     agents = range(x.shape[1])
     joint = _decode(agent, x, skill)
     single = [_decode(agent, x[:, [i]], skill).nats for i in agents]

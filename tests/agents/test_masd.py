@@ -198,6 +198,8 @@ def test_contradictions_are_refused_and_explained(tiny):
         MASD(**tiny, observed=[0, 1, 2, 3])
     with pytest.raises(ConfigError, match=r"visibility: the actors do not see"):
         MASD(**tiny | {"env_kwargs": {"visibility": 0}})
+    with pytest.raises(ConfigError, match=r"eval_episodes=8: expected at least 10"):
+        MASD(**tiny | {"eval_episodes": 8})
     with pytest.raises(ConfigError, match=r"subset_size=3: expected less than the 3 agents"):
         MASD(**tiny, subset_size=3)
     MASD(**tiny, observed=[0, 1, 2, 3], penalty_weight=0.0)  # no adversary, no contradiction
