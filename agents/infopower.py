@@ -69,7 +69,7 @@ class InfoPowerConfig(AgentConfig):
     z_t ~ q(z | h_t, o_t) as published, which contains the action."""
     observation_weight: float = 1.0
     """Weight of I(O;Z)."""
-    empowerment_weight: float = 1.0
+    empowerment_weight: float = 0.3
     """First λ of I(A;Z'|Z) in the representation; 0 leaves the term out."""
     reward_weight: float = 1.0
     """First λ of I(R;Z)."""
@@ -78,25 +78,16 @@ class InfoPowerConfig(AgentConfig):
     constraint: Literal["separate", "joint", "none"] = "separate"
     """A multiplier for each term that has a target; the published single λ on their sum; or fixed
     weights, with the forward information below its target free (free nats)."""
-    empowerment_target: float | None = 0.5
+    empowerment_target: float | None = 1.0
     """Empowerment to reach [nats per action dimension]; None keeps the weight fixed."""
     reward_target: float | None = None
     """Reward information to reach [nats]; None keeps the weight fixed."""
-    forward_target: float = 10.0
+    forward_target: float = 3.0
     """Largest forward information [nats], or the free nats."""
     joint_target: float = 0.0
     """c_0 of the sum of the three terms [nats], with constraint=joint."""
     multiplier_rate: float = 0.003
     """Change of log λ per gradient step for a violation as large as its target."""
-    multiplier_max: float = 2.0
-    """Largest λ, so that a target out of reach does not drown everything else."""
-    prediction_steps: int = 4
-    """Steps K for which codes and rewards are predicted from every z_t and the actions taken
-    (latent overshooting, Hafner et al. 2019): imagination goes further than the one step that the
-    forward information is about."""
-    prediction_weight: float = 0.1
-    """Weight of both: at 1 codes tell what is easy to predict, such as a target at rest, instead of
-    what moves."""
     inverse_steps: int = 1
     """The inverse model sees up to so many steps between z_{t-k} and z_t, k uniform."""
     empowerment_reward: float = 0.1
@@ -151,15 +142,14 @@ class InfoPowerConfig(AgentConfig):
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        counts = "inverse_steps prediction_steps empowerment_steps depth deter stoch units"
-        counts += " batch_size horizon imagination_starts collect_steps gradient_steps"
+        counts = "inverse_steps empowerment_steps depth deter stoch units batch_size horizon"
+        counts += " imagination_starts collect_steps gradient_steps"
         for name in counts.split():
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        positive = "model_lr policy_lr value_lr max_grad_norm forward_target multiplier_max"
-        for name in positive.split():
+        for name in ("model_lr", "policy_lr", "value_lr", "max_grad_norm", "forward_target"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         weights = "observation_weight empowerment_weight reward_weight forward_weight entropy"
-        weights += " prediction_weight empowerment_reward empowerment_clip multiplier_rate"
+        weights += " empowerment_reward empowerment_clip multiplier_rate"
         for name in weights.split():
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("empowerment_target", "reward_target"):
@@ -168,8 +158,7 @@ class InfoPowerConfig(AgentConfig):
         require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.lam <= 1, "lam", self.lam, "in [0, 1]")
         length, steps = self.batch_length, self.prefill // self.num_envs
-        for name in ("inverse_steps", "prediction_steps"):
-            require(length > getattr(self, name), "batch_length", length, f"more than {name}")
+        require(length > self.inverse_steps, "batch_length", length, "more than inverse_steps")
         require(steps >= length, "prefill", self.prefill, "num_envs * batch_length at least")
         capacity = self.replay_capacity
         require(capacity // self.num_envs >= length, "replay_capacity", capacity, "the same")
@@ -203,7 +192,7 @@ class InfoPower(Agent):
         )
         self.contrast = CONTRAST.get(c.observation, mi.neural.InfoNCE)(self.critic)
         inverse, self.action_prior = (
-            mi.critics.GaussianDecoder(size, self.actions, c.units, min_std=0.1)
+            mi.critics.GaussianDecoder(size, self.actions, c.units, min_std=0.05)
             for size in (start + code, start)
         )
         self.empowerment = mi.VariationalEmpowerment(inverse)
@@ -239,9 +228,9 @@ class InfoPower(Agent):
             limits["empowerment"] = (-least, c.empowerment_weight)
             limits["reward"] = (-(c.reward_target or 0), c.reward_weight)
             limits = {name: pair for name, pair in limits.items() if all(pair)}
-        bounds = (0.01, c.multiplier_max)
+        # Bounded, so that a target out of reach does not drown everything else.
         return {
-            name: mi.Lagrangian(limit, weight, c.multiplier_rate, gain=0.0, bounds=bounds)
+            name: mi.Lagrangian(limit, weight, c.multiplier_rate, gain=0.0, bounds=(0.01, 10.0))
             for name, (limit, weight) in limits.items()
         }
 
@@ -309,9 +298,8 @@ class InfoPower(Agent):
             - weight["forward"] * forward
         )
         if c.code == "recurrent":
-            # Here the fits reach the codes through h: at full weight they would drown I(O;Z).
-            for name in ("forward", "prediction"):
-                fits[name] = weight["forward"] * fits[name]
+            # Here the fit reaches the codes through h: at full weight it would drown I(O;Z).
+            fits = {**fits, "forward": weight["forward"] * fits["forward"]}
         self._descend("model", sum(fits.values()) - lagrangian)
         metrics = {f"information/{name}": value.detach() for name, value in terms.items()}
         metrics |= {f"multiplier/{name}": m.value.clone() for name, m in self.multipliers.items()}
@@ -340,42 +328,24 @@ class InfoPower(Agent):
         Returns:
             The unrolled sequence; `observation`, `empowerment`, `reward`, `forward` (0-d each),
             with gradients for the representation; negative log-likelihoods of the forward model,
-            of the predictions, of the inverse model, of the action prior and of going on (0-d
-            each).
+            of the inverse model, of the action prior and of going on (0-d each).
         """
         seen = self.world.observe(batch, self._noise(*batch["first"].shape, self.config.stoch))
         assert seen.features.shape == (*batch["reward"].shape, self.features)
         follows = ~batch["first"]
         empowerment, fits = self._empowerment(seen, batch)
-        prediction, predicted = self._predictions(seen, batch)
-        filtered = self.world.reward_information(seen.features, batch["reward"])
         terms = {
             "observation": self._observation_information(seen, batch["obs"]),
             "empowerment": empowerment,
-            "reward": filtered + self.config.prediction_weight * predicted,
+            "reward": self.world.reward_information(seen.features, batch["reward"]),
             # E KL(q(z_t | o_t) || p(z_t | z_{t-1}, a_{t-1})) >= I(i; Z_t | Z_{t-1}, A_{t-1})
             "forward": mi.functional.vib_kl(*seen.posterior, *seen.prior.detach(), mask=follows),
         }
         fits |= {
             "forward": mi.functional.vib_kl(*seen.posterior.detach(), *seen.prior, mask=follows),
-            "prediction": self.config.prediction_weight * prediction,
             "continues": self.world.continue_loss(seen.features, batch["terminated"]),
         }
         return seen, terms, fits
-
-    def _predictions(self, seen: Unrolled, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """KL of codes k = 1 .. K steps ahead, and what the states imagined there say of rewards."""
-        steps, first = self.config.prediction_steps, batch["first"]
-        prior, states = self.world.predict(seen, batch["action"], steps, self._noise)
-
-        def ahead(x: Tensor) -> Tensor:
-            """What is k = 1 .. K steps after each start, [K, B, T - K, ...]."""
-            return torch.stack([x[:, k : x.shape[1] - steps + k] for k in range(1, steps + 1)])
-
-        mask = ~ahead(first).cummax(0).values  # in the same episode
-        target = (ahead(x) for x in seen.posterior.detach())
-        kl = mi.functional.vib_kl(*target, *prior, mask=mask)
-        return kl, self.world.reward_information(states, ahead(batch["reward"]), mask)
 
     def _code(self, features: Tensor) -> Tensor:
         """What stands for o_t in the bounds: z_t, or (h_t, z_t) as published."""

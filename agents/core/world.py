@@ -174,7 +174,7 @@ class RSSM(nn.Module):
             observation alone, which a_{t-1} does not reach through h_t.
     """
 
-    STD = (0.03, 1.0)
+    MIN_STD = 0.1
 
     def __init__(
         self, embedding: int, actions: int, deter: int, stoch: int, hidden: int,
@@ -188,56 +188,22 @@ class RSSM(nn.Module):
         self.prior_head = mlp(deter, [hidden], 2 * stoch)
         inputs = embedding + deter * recurrent_posterior
         self.posterior_head = mlp(inputs, [hidden], 2 * stoch)
-        # σ = 0.2: at 0.8 the noise hides what little an untrained mean says of the image, and a
+        # σ = 0.23: at 0.8 the noise hides what little an untrained mean says of the image, and a
         # contrast or a decoder first learns to ignore the code, from which it hardly recovers.
         nn.init.constant_(self.posterior_head[-1].bias[stoch:], -2.0)  # type: ignore[index]
-        nn.init.constant_(self.prior_head[-1].bias[stoch:], 3.0)  # type: ignore[index]
-        self.norm = None if recurrent_posterior else nn.BatchNorm1d(stoch, affine=False)
 
     def advance(self, deter: Tensor, code: Tensor, action: Tensor) -> Tensor:
         """h_t [*, D] from h_{t-1}, z_{t-1} and a_{t-1}."""
         return self.cell(functional.elu(self.input(torch.cat([code, action], -1))), deter)
 
-    def prior(self, deter: Tensor, before: Tensor) -> Gaussian:
-        """p(z_t | h_t, z_{t-1}), the forward model q_χ of InfoPower; its mean says what changes.
+    def prior(self, deter: Tensor) -> Gaussian:
+        """p(z_t | h_t), the forward model q_χ of InfoPower."""
+        return self._gaussian(self.prior_head(deter))
 
-        A recurrent state takes long to learn to copy a precise code, and what an action changes is
-        small beside it.
-        """
-        mean, std = self._gaussian(self.prior_head(deter))
-        return Gaussian(before + mean, std)
-
-    def posterior(self, embedding: Tensor, deter: Tensor, learning: bool = False) -> Gaussian:
-        """q(z_t | o_t), or q(z_t | h_t, o_t).
-
-        Means of codes of observations alone have mean 0 and variance 1 over the recent images that
-        were learnt from. Gradients are those of the batch's own moments (batch renormalisation,
-        Ioffe 2017), which keep codes from becoming constant; its values would differ from batch to
-        batch, since there are as few targets in one as sequences.
-        """
+    def posterior(self, embedding: Tensor, deter: Tensor) -> Gaussian:
+        """q(z_t | o_t), or q(z_t | h_t, o_t)."""
         inputs = torch.cat([embedding, deter], -1) if self.recurrent_posterior else embedding
-        mean, std = self._gaussian(self.posterior_head(inputs))
-        if self.norm is not None:
-            mean = self._renormalised(mean, self.norm, learning)
-        return Gaussian(mean, std)
-
-    @staticmethod
-    def _renormalised(x: Tensor, norm: nn.BatchNorm1d, learning: bool) -> Tensor:
-        """Codes [*, Z] in units of the running moments."""
-        running, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        assert running is not None and var is not None and count is not None
-        if not learning:
-            return (x - running) * (var + norm.eps).rsqrt()
-        rows = x.flatten(0, -2)
-        batch = torch.var_mean(rows, 0)
-        with torch.no_grad():
-            count += 1
-            rate = (1 / count).clamp_min(0.05)
-            running.lerp_(batch[1], rate)
-            var.lerp_(batch[0], rate)
-            scale = ((batch[0] + norm.eps) / (var + norm.eps)).sqrt()
-            shift = (batch[1] - running) * (var + norm.eps).rsqrt()
-        return (x - batch[1]) * (batch[0] + norm.eps).rsqrt() * scale + shift
+        return self._gaussian(self.posterior_head(inputs))
 
     def observe(self, embedding: Tensor, action: Tensor, first: Tensor, noise: Tensor) -> Unrolled:
         """Filter a sequence from zero states.
@@ -255,7 +221,7 @@ class RSSM(nn.Module):
         action = action * keep
         deter = embedding.new_zeros(len(embedding), self.deter_size)
         code = embedding.new_zeros(len(embedding), self.stoch_size)
-        whole = None if self.recurrent_posterior else self.posterior(embedding, deter, True)
+        whole = None if self.recurrent_posterior else self.posterior(embedding, deter)
         codes = None if whole is None else whole.sample(noise)
         deters, posteriors = [], []
         for t in range(embedding.shape[1]):
@@ -270,15 +236,11 @@ class RSSM(nn.Module):
             whole = Gaussian(*(torch.stack(parts, 1) for parts in zip(*posteriors, strict=True)))
             codes = whole.sample(noise)
         history = torch.stack(deters, 1)
-        before = functional.pad(codes, (0, 0, 1, 0))[:, :-1] * keep
-        if not self.recurrent_posterior:
-            before = before.detach()
-        return Unrolled(embedding, history, codes, whole, self.prior(history, before))
+        return Unrolled(embedding, history, codes, whole, self.prior(history))
 
     def _gaussian(self, raw: Tensor) -> Gaussian:
         mean, std = raw.chunk(2, -1)
-        least, most = self.STD
-        return Gaussian(mean, least + (most - least) * torch.sigmoid(std))
+        return Gaussian(mean, functional.softplus(std) + self.MIN_STD)
 
 
 class TanhGaussianPolicy(nn.Module):
@@ -347,7 +309,7 @@ class WorldModel(nn.Module):
         self.sizes, features = [deter, stoch], deter + stoch
         self.encoder = ConvEncoder(shape, depth, bfloat16)
         self.rssm = RSSM(self.encoder.size, actions, deter, stoch, units, recurrent_posterior)
-        self.reward = mi.critics.GaussianDecoder(features, 1, units, min_std=0.2)
+        self.reward = mi.critics.GaussianDecoder(features, 1, units, min_std=0.05)
         self.continues = mlp(features, [units], 1)
         self.decoder = ConvDecoder(features, shape, depth, bfloat16) if decode else None
 
@@ -380,7 +342,7 @@ class WorldModel(nn.Module):
             action, log_prob = policy.sample(moments, draw(*moments.mean.shape))
             deter, code = state.split(self.sizes, -1)
             deter = self.rssm.advance(deter, code, action)
-            code = self.rssm.prior(deter, code).sample(draw(len(state), self.sizes[1]))
+            code = self.rssm.prior(deter).sample(draw(len(state), self.sizes[1]))
             state = torch.cat([deter, code], -1)
             states.append(state)
             actions.append(action)
@@ -390,49 +352,15 @@ class WorldModel(nn.Module):
         alive = torch.sigmoid(self.continues(every[1:]).squeeze(-1))
         return Imagined(every, torch.stack(actions), torch.stack(log_probs), reward, alive)
 
-    def predict(
-        self, seen: Unrolled, action: Tensor, steps: int, draw: Callable[..., Tensor]
-    ) -> tuple[Gaussian, Tensor]:
-        """Run on from every (h_t, z_t) with the actions that were taken, without looking.
-
-        Unlike in filtering, z_t has its gradient: codes change in order to predict, not in order to
-        be predicted.
-
-        Args:
-            seen: a sequence of T steps.
-            action: a_{t-1}, [B, T, U].
-            steps: K.
-            draw: standard normal noise of a shape.
-
-        Returns:
-            Of k = 1 .. K: p(z_{t+k} | h_t, z_t, a_t .. a_{t+k-1}), [K, B, T - K, Z] each, and
-            states (h, z), [K, B, T - K, D + Z].
-        """
-        starts = action.shape[1] - steps
-        deter, code = (x[:, :starts].flatten(0, 1) for x in (seen.deter, seen.code))
-        priors, states = [], []
-        for k in range(1, steps + 1):
-            deter = self.rssm.advance(deter, code, action[:, k : k + starts].flatten(0, 1))
-            priors.append(self.rssm.prior(deter, code))
-            code = priors[-1].sample(draw(*code.shape))
-            states.append(torch.cat([deter, code], -1))
-        shape = (len(action), starts)
-        prior = Gaussian(*(torch.stack(x).unflatten(1, shape) for x in zip(*priors, strict=True)))
-        return prior, torch.stack(states).unflatten(1, shape)
-
-    def reward_information(
-        self, features: Tensor, reward: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def reward_information(self, features: Tensor, reward: Tensor) -> Tensor:
         """I(R_t; Z_t) >= H(R) + E log q(r | h, z) [nats], 0-d, of rewards on the `symlog` scale.
 
-        H(R) is that of a Gaussian as wide as the rewards of the batch, an upper bound of it. With a
-        `mask` (bool, as `reward`) the mean is over its steps.
+        H(R) is that of a Gaussian as wide as the rewards of the batch, an upper bound of it.
         """
         target = symlog(reward)
         std = (target.var(correction=0) + self.reward.min_std**2).sqrt()
         entropy = std.log() + 0.5 + 0.5 * LOG_2PI
-        log_q = self.reward(features, target[..., None])
-        return mi.functional.barber_agakov(log_q, -entropy, mask=mask)
+        return mi.functional.barber_agakov(self.reward(features, target[..., None]), -entropy)
 
     def continue_loss(self, features: Tensor, terminated: Tensor) -> Tensor:
         """Cross-entropy of going on, 0-d."""

@@ -101,24 +101,6 @@ def test_forward_models_fit_changes_memory_but_no_codes():
     assert rssm.prior_head[0].weight.grad.abs().sum() > 0
 
 
-def test_predictions_change_codes_only_in_order_to_predict():
-    """Their KL has no gradient for the code predicted, and none beyond an episode's end."""
-    agent = filled(Square(), prediction_steps=2)
-    batch = agent.sample()
-    batch["first"][:] = False
-    batch["first"][:, [0, 3]] = True  # episodes of three steps, of which only the first starts
-    embedding = agent.world.encoder(batch["obs"])
-    raw = agent.world.rssm.posterior(embedding, embedding[..., :0])
-    code = raw.mean.detach().requires_grad_()
-    agent.world.rssm.posterior = lambda *_: raw._replace(mean=code)
-    seen = agent.world.observe(batch, torch.zeros(4, 6, 8))
-    kl, information = agent._predictions(seen, batch)
-    for value in (kl, information):
-        gradient = torch.autograd.grad(value, code, retain_graph=True)[0].abs().sum((0, 2))
-        assert (gradient[[0, 1, 3]] > 0).all()
-        assert (gradient[[2, 4, 5]] == 0).all()
-
-
 def test_rows_are_what_an_action_led_to():
     """obs, reward and end belong to the action of the row, also at the end of an episode."""
 
@@ -157,22 +139,19 @@ def terms(**values) -> dict[str, torch.Tensor]:
 
 
 def test_multipliers_rise_under_violation_and_fall_otherwise():
-    agent = tiny(reward_target=0.5, reward_weight=0.7, empowerment_weight=0.3)
-    before = agent._weights(terms(empowerment=1.0, reward=0.5, forward=10.0))  # each at its target
+    agent = tiny(reward_target=0.5)
+    before = agent._weights(terms(empowerment=2.0, reward=0.5, forward=3.0))  # each at its target
     assert before == {
         "empowerment": pytest.approx(0.3),
-        "reward": pytest.approx(0.7),
+        "reward": 1,
         "forward": pytest.approx(0.03),
     }
     for _ in range(10):
-        bad = agent._weights(terms(empowerment=0.5, reward=0.1, forward=20.0))
+        bad = agent._weights(terms(empowerment=0.5, reward=0.1, forward=9.0))
     assert all(bad[name] > before[name] for name in ("empowerment", "reward", "forward"))
     for _ in range(100):
         good = agent._weights(terms(empowerment=3.0, reward=2.0, forward=0.5))
     assert all(0 < good[name] < before[name] for name in ("empowerment", "reward", "forward"))
-    for _ in range(2000):
-        worst = agent._weights(terms(empowerment=-9.0, reward=-9.0, forward=99.0))
-    assert all(value == agent.config.multiplier_max for value in worst.values())
 
 
 def test_terms_without_target_or_weight_have_no_multiplier():

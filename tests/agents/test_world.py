@@ -112,45 +112,6 @@ def test_only_the_published_posterior_contains_the_action():
         assert torch.equal(*code) is not recurrent
 
 
-def test_codes_of_observations_have_a_fixed_scale():
-    """Over the images learnt from; one that is filtered is scaled as those were."""
-    torch.manual_seed(0)
-    rssm = RSSM(6, 2, 8, 4, 16, False)
-    embedding, deter = 5 + 3 * torch.randn(20, 50, 6), torch.zeros(20, 50, 8)
-    mean = rssm.posterior(embedding, deter, learning=True).mean.flatten(0, 1)
-    assert torch.allclose(mean.mean(0), torch.zeros(4), atol=1e-4)
-    assert torch.allclose(mean.var(0), torch.ones(4), atol=1e-2)
-    for _ in range(100):
-        rssm.posterior(embedding, deter, learning=True)
-    state = [buffer.clone() for buffer in rssm.buffers()]
-    alone = rssm.posterior(embedding[3, 4], deter[3, 4]).mean
-    assert torch.allclose(alone, mean.unflatten(0, (20, 50))[3, 4], atol=1e-2)
-    assert all(torch.equal(x, y) for x, y in zip(state, rssm.buffers(), strict=True))
-
-
-def test_predictions_run_on_without_looking():
-    torch.manual_seed(0)
-    world = WorldModel((3, 48, 48), 2, 4, 8, 4, 16, False, False, True)
-    first, action = torch.zeros(2, 5, dtype=torch.bool), torch.randn(2, 5, 2)
-    seen = world.rssm.observe(
-        torch.randn(2, 5, world.encoder.size), action, first, torch.zeros(2, 5, 4)
-    )
-    prior, states = world.predict(seen, action, 2, torch.zeros)
-    assert states.shape == (2, 2, 3, 12)
-    assert prior.mean.shape == prior.std.shape == (2, 2, 3, 4)
-    deter = world.rssm.advance(seen.deter[1, 1], seen.code[1, 1], action[1, 2])
-    assert torch.allclose(
-        prior.mean[0, 1, 1], world.rssm.prior(deter, seen.code[1, 1]).mean, atol=1e-5
-    )
-    assert torch.allclose(prior.mean[0], seen.prior.mean[:, 1:4], atol=1e-5)
-    code = world.rssm.prior(deter, seen.code[1, 1]).mean
-    deter = world.rssm.advance(deter, code, action[1, 3])
-    assert torch.allclose(states[1, 1, 1, :8], deter, atol=1e-5)
-    gradient = torch.autograd.grad(states[1].sum(), seen.code)[0]
-    assert gradient[:, :3].abs().sum() > 0
-    assert gradient[:, 3:].abs().sum() == 0
-
-
 def test_pairs_stay_in_their_episode():
     first = torch.tensor([[True, False, False, True, False, False]])
     generator = torch.Generator().manual_seed(0)
