@@ -613,3 +613,5 @@ def test_an_sb3_policy_is_evaluated_on_data_of_another_library(tmp_path, discret
 def test_nothing_to_rank_is_no_rank():
     one = np.array([[1.0, 2.0, 3.0]])
     assert compare_rankings(one, one + 1) == {"absolute_error": 1.0}
+    truth = np.concatenate([one - 1, one + 1])
+    assert compare_rankings(one.repeat(2, 0), truth) == {"absolute_error": 1.0}  # all the same
