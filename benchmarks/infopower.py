@@ -59,7 +59,7 @@ POINTS = 3  # of a curve, besides the one before training
 PROBE_ENVS, PROBE_STEPS = 256, 16  # episodes of random actions, their first steps
 PROBED = slice(6, None, 3)  # steps that are read; the first ones h knows little of
 
-DECODER_STEPS, VIDEO_STEPS = 600, 75  # of the decoder that shows what a latent kept
+DECODER_STEPS, VIDEO_STEPS = 4000, 75  # of the decoder that shows what a latent kept
 
 
 # ---- learning
@@ -285,31 +285,39 @@ def video(path: str | None) -> None:
     folders = [Path(path)] if path else [p.parent for p in sorted(RUNS.glob("*/last.ckpt"))]
     for folder in folders:
         agent: Any = agents.load(folder / "last.ckpt", device="cpu")
-        run = {"task": agent.config.env.removeprefix("pixels/"), "world": agent.config.env_kwargs}
-        data = probe_data(run, "train", 11)
-        x, images = encode(agent, data), data["obs"][PROBED].flatten(0, 1)
+        features, images = (x.flatten(0, 1) for x in watched(agent, 32, seed=11))
         torch.manual_seed(0)
-        decoder = ConvDecoder(x.shape[1], images.shape[1:], 16)
+        decoder = ConvDecoder(features.shape[1], images.shape[1:], 16)
         optimizer = torch.optim.Adam(decoder.parameters(), 1e-3)
         for _ in range(DECODER_STEPS):
-            rows = torch.randint(len(x), (64,))
-            loss = (decoder(x[rows]) - pixels(images[rows])).square().mean()
+            rows = torch.randint(len(images), (64,))
+            loss = (decoder(features[rows]) - pixels(images[rows])).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        env = agent.make_eval_env(4)
-        obs, _ = env.reset(seed=12)
-        state, frames = agent.initial_state(4), []
+        features, images = watched(agent, 4, seed=12)  # other episodes
         with torch.no_grad():
-            for _ in range(VIDEO_STEPS):
-                action, state = agent.act(obs, state, deterministic=True)
-                read = ((decoder(state["features"]) + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-                frames.append(torch.stack([obs, read], 1).flatten(0, 1))
-                obs, _, terminated, truncated, _ = env.step(action)
-                state = agent._restart(state, terminated | truncated)
-        frames = torch.stack(frames)
+            read = decoder(features[:VIDEO_STEPS].flatten(0, 1)).unflatten(0, (-1, 4))
+        read = ((read + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+        frames = torch.stack([images[:VIDEO_STEPS], read], 2).flatten(1, 2)
         frames = frames.repeat_interleave(2, -1).repeat_interleave(2, -2)
         write_video(RESULTS / f"{folder.name}.mp4", frames, 12)
+
+
+def watched(agent: Any, num_envs: int, seed: int) -> tuple[Any, Any]:
+    """(h, z) and images of an episode that the agent plays, [T, N, ...] each."""
+    import torch
+
+    env = agent.make_eval_env(num_envs)
+    obs, _ = env.reset(seed=seed)
+    state, features, images = agent.initial_state(num_envs), [], []
+    with torch.no_grad():
+        for _ in range(env.max_episode_steps):
+            action, state = agent.act(obs, state, deterministic=True)
+            features.append(state["features"])
+            images.append(obs)
+            obs, *_ = env.step(action)
+    return torch.stack(features), torch.stack(images)
 
 
 def main(arguments: list[str]) -> None:

@@ -55,12 +55,15 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     for i, axis in enumerate(("updates", "cpu_seconds")):
         for j, name in enumerate(DRAWN):
             axes = figure.add_subplot(2, len(DRAWN), i * len(DRAWN) + j + 1)
-            runs = group(rows, lambda r: (r["method"], r["seed"]))
-            for k, ((method, _), points) in enumerate(runs.items()):
+            runs, methods = group(rows, lambda r: (r["method"], r["seed"])), []
+            for (method, _), points in runs.items():
                 if name not in points[0]:  # no distractor
                     continue
+                label = None if method in methods else method  # a line per seed, named once
+                methods += [method] if label else []
                 x, y = ([p[column] for p in points] for column in (axis, name))
-                axes.plot(x, y, marker=".", color=f"C{k % 10}", label=method)
+                colour = f"C{methods.index(method)}"
+                axes.plot(x, y, marker=".", color=colour, label=label)
             axes.set(xlabel=axis, title=name)
             axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
