@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> int:
         return 0
     import agents
 
-    if not hasattr(
-        agents, "AGENTS"
-    ):  # ours in place, and another distribution's __init__.py over it
+    if not hasattr(agents, "AGENTS"):  # another distribution's __init__.py lies over ours
         found = agents.__file__ or f"{agents.__path__[0]} without its __init__.py"
         print(
             f"error: `agents` is {found}, not infomax-rl's: a distribution of the same name, such "

@@ -207,9 +207,9 @@ class MIEstimator(nn.Module):
         # Where rows repeat, as discrete ones do, meeting one again says nothing.
         self._seen = keys if len(keys.unique()) > 0.9 * len(keys) else None
         every = every or max(1, min(50, steps // 20))
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters: list[Tensor] = [p for p in self.parameters() if p.requires_grad]
         judge = copy.deepcopy(self) if average else self
-        averaged = [p for p in judge.parameters() if p.requires_grad]
+        averaged: list[Tensor] = [p for p in judge.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr, fused=True)
         cycle = (
             torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
