@@ -250,7 +250,7 @@ class Agent:
             if self.run is None:
                 raise
             hint = self.run.crash(str(error), self.num_timesteps)
-            raise NonFiniteError(f"{error}; {hint}") from None
+            raise NonFiniteError(f"{error}; {hint}") from error
 
     @torch.no_grad()
     def collect(self) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/infopower.py speed                                  CPU-seconds of an update
     python benchmarks/infopower.py learning [tasks=arm,cartpole] [backgrounds=video,ghost]
                                             [methods=infopower,dreamer]
-                                            [scale=default|small|swing]        some of the runs
+                                            [scale=default|small|swing]   some of the runs
     python benchmarks/infopower.py video [run=<directory>]                what a latent kept, to see
     python benchmarks/infopower.py report                                 tables from the CSVs
 

@@ -672,7 +672,7 @@ def cross_fitted(
         x: [N, d], of unit variance.
         y: [N, e].
         seed: of halves, networks and batches; torch's global generator is left as it was.
-        fit: arguments of `MIEstimator.fit` other than usual.
+        fit: arguments of `MIEstimator.fit`, before those of `_TRAINING`.
     """
     warnings: list[str] = []
     results: list[MIResult] = []

@@ -119,7 +119,10 @@ class Decoder(nn.Module):
         self.network = mlp(chosen + code, hidden, answer, activation=nn.SiLU)
 
     def forward(self, chosen: Tensor, code: Tensor) -> Tensor:
-        """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D]."""
+        """Answers to [..., X, D+U] under codes [..., Z], one per X rows; [..., X, 1+D].
+
+        Choices are broadcast to the codes' leading sizes.
+        """
         shape = *code.shape[:-1], *chosen.shape[-2:-1]
         code = code[..., None, :].expand(*shape, -1)
         return self.network(torch.cat([chosen.expand(*shape, -1), code], -1))

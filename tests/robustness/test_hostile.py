@@ -406,7 +406,11 @@ def test_is_refused_by_name_and_runs_nothing(name: str, tmp_path: Path) -> None:
 
 
 def test_a_payload_would_be_noticed(tmp_path: Path) -> None:
-    """The canary and the audit hook see what they are there for."""
+    """The canary and the audit hook see what they are there for.
+
+    The one place that unpickles, and only what it has just made: without it the tests above would
+    pass with a hook that sees nothing.
+    """
     with trust._watched() as events:
         pickle.loads(pickle.dumps(Payload(tmp_path / "c")))
     assert (tmp_path / CANARY).exists()
