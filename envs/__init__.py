@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from envs import particles, pixels, suite
@@ -136,6 +137,11 @@ def make(
                 raise ValueError(f"environment {id!r} has no argument {name!r}{_hint(name, known)}")
     env = factory(num_envs=num_envs, device=device, seed=seed, **kwargs)
     env.autoreset = autoreset
+    if env.spec is None:
+        env.spec = EnvSpec(
+            f"infomax/{id.replace('/', '-')}-v0", "envs.adapt:make_view",
+            max_episode_steps=env.max_episode_steps, kwargs={"env_id": id, **kwargs},
+        )  # fmt: skip
     return env
 
 

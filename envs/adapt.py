@@ -115,13 +115,21 @@ def to_sb3(env: BatchedEnv) -> VecEnv:
     return SB3View(env)
 
 
+def make_view(env_id: str, render_mode: str | None = None, **kwargs: Any) -> GymnasiumView:
+    """`to_gymnasium` of one environment by `envs.make`: the entry point of specs."""
+    from envs import make
+
+    return to_gymnasium(make(env_id, 1, **kwargs), render_mode)
+
+
 class GymnasiumView(gym.Env[np.ndarray, Any]):
     """See `to_gymnasium`.
 
     `step` returns the terminal observation of a finished episode. The batched environment has by
     then begun the next one, which a plain `reset()` directly after it hands out; any other `reset`
-    begins a new episode. `spec.make()` gives another view of the same simulation, and closing one
-    view closes the simulation.
+    begins a new episode. `spec` says how `envs.make` made the environment, so that gymnasium (and a
+    Minari dataset) can make it again; that of an environment which was made without it gives
+    another view of the same simulation, where closing one view closes the simulation.
     """
 
     def __init__(self, env: BatchedEnv, render_mode: str | None = None) -> None:
@@ -136,7 +144,7 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
         def entry_point(**kwargs: Any) -> GymnasiumView:
             return GymnasiumView(env, **kwargs)
 
-        self.spec = EnvSpec(
+        self.spec = env.spec or EnvSpec(
             f"infomax/{type(env).__name__}", entry_point, max_episode_steps=env.max_episode_steps
         )
         self._running = False
@@ -150,6 +158,8 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
         if self._next_obs is not None and seed is None and not options:
             obs, info = self._next_obs, {}
         else:
+            if seed is not None and seed >= 0:
+                seed %= 2**63  # Minari's collector draws seeds of 64 bits
             batch, info = self.env.reset(seed=seed, options=options)
             obs, info = to_numpy(batch[0]), row_info(numpy_info(info), 0)
         self._running, self._next_obs = True, None

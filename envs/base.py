@@ -162,6 +162,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
     max_episode_steps: int
     spec: Any = None
+    """gymnasium's `EnvSpec` of one row, if it can be made again from that."""
     dt: float | None = None
     """Seconds per step, where time means something."""
     terminates: bool = True

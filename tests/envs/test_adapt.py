@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
@@ -19,7 +20,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from toy import PointMass, Team
 
-from envs import adapt
+from envs import adapt, make
 from envs.adapt import (
     GymnasiumBatch,
     GymnasiumView,
@@ -184,6 +185,19 @@ def test_spec_makes_a_wrapped_view_whose_own_spec_survives_copying() -> None:
     again = made.spec.make().unwrapped
     assert isinstance(again, GymnasiumView)
     assert again.env is env
+
+
+def test_spec_of_what_make_made_goes_through_json_and_makes_it_again() -> None:
+    first = to_gymnasium(make("point-robot", tasks=[[0.6, 0.8]]))
+    again = gym.make(EnvSpec.from_json(first.spec.to_json()))  # as Minari stores and recovers it
+    assert again.unwrapped.env is not first.env
+    assert again.spec.max_episode_steps == first.env.max_episode_steps
+    seed = 2**64 - 3  # Minari's collector draws such
+    np.testing.assert_array_equal(again.reset(seed=seed)[0], first.reset(seed=seed)[0])
+    for action in random_actions(first.action_space, 5):
+        (obs, reward, *_), (expected, wanted, *_) = again.step(action), first.step(action)
+        np.testing.assert_array_equal(obs, expected)
+        assert reward == wanted  # of this task, not of another
 
 
 # ---- to_sb3
