@@ -1,6 +1,7 @@
 """ACORM and its baselines, measured: speed of learning steps, win rates in `combat`, pictures.
 
-    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|paper] [seeds=3] [maps=2s3z,3s5z]
+    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|cpu-smax|paper] [seeds=3]
+                                   [maps=2s3z,3s5z] [methods=acorm,qmix]
     python benchmarks/acorm.py speed                     CPU-seconds of learning steps
     python benchmarks/acorm.py learning [...]            win-rate curves of all methods
     python benchmarks/acorm.py pictures run=<directory>  roles, attention, a battle that was won
@@ -8,11 +9,11 @@
 
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
 is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
-that look further ahead (TD(λ)); `cpu-long` takes twice as many steps. A map `smax:2s3z` has the
-rules of SMAX. All methods have the same settings, environment steps and gradient
-steps; those that train ACORM's embedding and roles first are among them. Every run is a directory
-under runs/benchmark/acorm and is skipped when it is done, so the command can be interrupted and
-issued again. Results on `combat` are not SMAC results.
+that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
+many. A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps
+and gradient steps; those that train ACORM's embedding and roles first are among them. Every run is
+a directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
+interrupted and issued again. Results on `combat` are not SMAC results.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CPU: dict[str, Any] = {
 SCALES: dict[str, dict[str, Any]] = {
     "cpu": CPU,
     "cpu-long": CPU | {"total_timesteps": 160_000},
+    "cpu-smax": CPU | {"total_timesteps": 640_000, "points": 16},
     "paper": {
         "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,
         "eval_episodes": 64, "points": 40,
@@ -251,7 +253,7 @@ def learning(scale: str, seeds: int, maps: list[str], methods: list[str], jobs: 
 
 
 def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None:
-    """curves.csv as far as runs have come, and final.csv of those that are done."""
+    """curves.csv as far as runs have come, final.csv of those that are done; other rows stay."""
     from agents.core.log import read_metrics
 
     curves, final = [], []
@@ -267,8 +269,9 @@ def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None
             continue
         done = json.loads((folder / "done.json").read_text())
         final.append(run | {"env_steps": int(columns["timesteps"][-1])} | done)
-    write_csv(RESULTS / f"curves-{scale}.csv", curves)
-    write_csv(RESULTS / f"final-{scale}.csv", final)
+    keys = ("map", "method", "seed", "scale")
+    write_csv(RESULTS / f"curves-{scale}.csv", curves, keys)
+    write_csv(RESULTS / f"final-{scale}.csv", final, keys)
 
 
 # ---- pictures, report

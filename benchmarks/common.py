@@ -27,9 +27,20 @@ class Skipped(RuntimeError):
     """What was to be measured needs something that is not here; the message says what."""
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows to a CSV file, and where they come from to README.md beside it."""
+def write_csv(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...] = ()) -> None:
+    """Rows to a CSV file, and where they come from to README.md beside it.
+
+    With `keys`, which say what was measured, rows of the file that are not measured again stay.
+    """
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row.get(k, "")) for k in keys)
+
     path.parent.mkdir(parents=True, exist_ok=True)
+    if keys and path.exists():
+        fresh = {key(row) for row in rows}
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if key(row) not in fresh] + rows
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

@@ -214,14 +214,15 @@ def learning(options: dict[str, Any]) -> None:
 
 
 def collect() -> None:
-    """curves.csv from every run that is done."""
+    """curves.csv from every run that is done; rows of other runs stay."""
     rows = []
     for path in sorted(RUNS.glob("*/done.json")):
         task, background, *method, scale, steps, seed = path.parent.name.split("-")
         key = {"task": task, "background": background, "method": "-".join(method), "scale": scale}
         key |= {"steps": int(steps), "seed": int(seed.removeprefix("seed"))}
         rows += [key | point for point in json.loads(path.read_text())]
-    write_csv(RESULTS / "curves.csv", rows)
+    keys = ("task", "background", "method", "scale", "steps", "seed")
+    write_csv(RESULTS / "curves.csv", rows, keys)
 
 
 # ---- speed
