@@ -1,8 +1,8 @@
 """What was measured, on one page: python benchmarks/gallery.py [runs …] [out=runs/gallery.html]
 
-For each folder of benchmarks/results its headline table, its pictures, and folded below them what
-its README says and its REPORT lists; then what the given directories of runs left (videos, curves).
-Nothing is measured here.
+For each folder of benchmarks/results its headline table, its pictures and videos, and folded below
+them what its README says and its REPORT lists; then what the given directories of runs left
+(videos, curves). Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.core.report import find_runs, page, picture, report_body
+from agents.core.report import find_runs, page, picture, report_body, video
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -76,6 +76,7 @@ def section(name: str, title: str) -> str:
             parts.append(render(f"### {heading}\n\n{table}", folder))
             break
     parts += [picture(p.read_bytes(), f"{name}/{p.name}") for p in sorted(folder.glob("*.png"))]
+    parts += [video(p.read_bytes(), f"{name}/{p.name}") for p in sorted(folder.glob("*.mp4"))]
     for source, text in texts.items():
         text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", text)  # shown above already
         parts.append(f"<details><summary>{source}</summary>{render(text, folder)}</details>")

@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -121,24 +122,39 @@ def test_every_metric_of_reports_and_baselines_is_explained(name, dataset, tmp_p
     assert not unexplained(name, logged(name, dataset, tmp_path))
 
 
-def test_the_site_builds_without_warnings(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     pytest.importorskip("material", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/site/mkdocs.yml",
-         "-d", str(tmp_path)],
+         "-d", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (tmp_path / "agents" / "slim.html").read_text()
+    return folder
+
+
+def test_the_site_builds_without_warnings(site):
+    page = (site / "agents" / "slim.html").read_text()
     assert "slim-single-critic, reach x 10" in page, "a table of the results is missing"
     assert "<code>violation_budget</code>" in page, "the table of settings is missing"
     assert "<math" in page
     assert "<!-- result" not in page
-    for path in tmp_path.rglob("*.html"):
+    for path in site.rglob("*.html"):
         text = path.read_text()
         loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?:[^\" >]+)", text)
         assert not loaded, (path, loaded)
+
+
+@pytest.mark.parametrize("name", ["index", "agents/infopower", "environments/combat", "mi"])
+def test_a_browser_shows_the_site_and_loads_nothing_else(name, site):
+    with browser.tab(site / f"{name}.html") as (page, requests):
+        assert page.locator("h1").is_visible()
+        assert page.locator("main table").count() >= 1
+        assert {url.partition(":")[0] for url in requests} == {"file"}
+        assert all(url.startswith(site.as_uri()) for url in requests)
 
 
 def test_every_agent_and_environment_has_a_page():

@@ -1,9 +1,9 @@
 """The page about runs: its numbers, and what a real browser makes of it."""
 
 import json
-import shutil
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -127,38 +127,22 @@ def test_the_gallery_shows_every_result(monkeypatch, tmp_path):
     )  # fmt: skip
 
 
-def browser_path() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    return found
-
-
 def test_a_browser_shows_all_of_it_and_loads_nothing(runs, tmp_path, capsys):
     """Pictures and videos decode, tables hold the numbers, texts stay texts, no request is made."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path, executable = tmp_path / "page.html", browser_path()
+    path = tmp_path / "page.html"
     assert train.main(["report", str(runs), f"out={path}"]) == 0
     assert "page.html: " in capsys.readouterr().out
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        requests, errors = [], []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(path.as_uri())
-        sizes = tab.eval_on_selector_all("img", "all => all.map(x => x.naturalWidth)")
+    with browser.tab(path) as (page, requests):
+        sizes = page.eval_on_selector_all("img", "all => all.map(x => x.naturalWidth)")
         assert len(sizes) == 3  # two environments' curves and one run's picture
         assert min(sizes) > 100
-        tab.wait_for_function("document.querySelector('video').readyState >= 2")
-        video = tab.eval_on_selector("video", "x => [x.videoWidth, x.videoHeight, x.duration]")
+        page.wait_for_function("document.querySelector('video').readyState >= 2")
+        video = page.eval_on_selector("video", "x => [x.videoWidth, x.videoHeight, x.duration]")
         assert video == [128, 64, 1.2]
-        row = tab.locator("tr", has=tab.locator("td", has_text="score").first).first
-        assert "3 [" in tab.locator("tr:has(td:text-is('score'))").last.inner_text()
+        row = page.locator("tr", has=page.locator("td", has_text="score").first).first
+        assert "3 [" in page.locator("tr:has(td:text-is('score'))").last.inner_text()
         assert row.is_visible()
-        text = tab.inner_text("body")
+        text = page.inner_text("body")
         for words in (
             "maze",
             "python train.py toy seed=4",
@@ -167,9 +151,21 @@ def test_a_browser_shows_all_of_it_and_loads_nothing(runs, tmp_path, capsys):
             "unfinished",
         ):
             assert words in text, words
-        assert tab.locator("b, i, u").count() == 0
-        overflow = "document.documentElement.scrollWidth <= window.innerWidth"
-        assert tab.evaluate(overflow)  # wide tables scroll by themselves
-        browser.close()
-    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
-    assert errors == []
+        assert page.locator("b, i, u").count() == 0
+        assert requests == [path.as_uri()]
+
+
+def test_a_browser_shows_the_gallery(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gallery
+
+    path = tmp_path / "gallery.html"
+    path.write_text(gallery.gallery([]))
+    with browser.tab(path) as (page, requests):
+        for name in gallery.TITLES:
+            assert page.locator(f"h2#{name}").is_visible()
+        videos = page.locator("video").count()
+        ready = "[...document.querySelectorAll('video')].every(x => x.readyState >= 1)"
+        page.wait_for_function(ready)
+        assert videos == len(list((ROOT / "benchmarks" / "results").glob("*/*.mp4")))
+        assert requests == [path.as_uri()]
