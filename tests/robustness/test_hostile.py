@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # last: it has an envs.py, too
 
-import trust  # noqa: E402
+import trust_runs  # noqa: E402
+from trust_inputs import watched  # noqa: E402
 
 import agents  # noqa: E402
 from agents import MASD, CheckpointError, ConfigError  # noqa: E402
@@ -262,7 +264,7 @@ def a_pickle_named_hdf5(path: Path) -> None:
 
 
 def metadata(path: Path, **changes: Any) -> None:
-    root = trust.dataset(path)
+    root = trust_runs.dataset(path)
     file = next(root.rglob("*mixed*/data/metadata.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -357,7 +359,7 @@ def read(path: Path) -> None:
         read_yaml(path)
     else:
         output = io.StringIO()
-        with trust.contextlib.redirect_stderr(output):
+        with contextlib.redirect_stderr(output):
             assert estimate([str(path), "x", "y", "--estimator", "gaussian"]) == 2
         raise ConfigError(output.getvalue().strip())
 
@@ -388,7 +390,7 @@ def test_is_refused_by_name_and_runs_nothing(name: str, tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with (
-            trust._watched() as events,
+            watched() as events,
             pytest.raises((CheckpointError, DataError, ConfigError)) as caught,
         ):
             read(path)
@@ -411,7 +413,7 @@ def test_a_payload_would_be_noticed(tmp_path: Path) -> None:
     The one place that unpickles, and only what it has just made: without it the tests above would
     pass with a hook that sees nothing.
     """
-    with trust._watched() as events:
+    with watched() as events:
         pickle.loads(pickle.dumps(Payload(tmp_path / "c")))
     assert (tmp_path / CANARY).exists()
     assert "pickle.find_class" in events
