@@ -278,11 +278,11 @@ def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None
 
 
 def pictures(run: str) -> None:
-    """roles.png and attention.png of a trained agent; battle.mp4 goes to the run's directory."""
+    """roles.png, attention.png and battle.mp4 of a trained agent."""
     from acorm_report import draw
 
     draw(Path(run), RESULTS)
-    note(RESULTS / "roles.png", "roles.png, attention.png")
+    note(RESULTS / "roles.png", "roles.png, attention.png, battle.mp4")
 
 
 def report() -> None:

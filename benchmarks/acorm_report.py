@@ -52,7 +52,7 @@ def play(agent: Any, env: Any, seed: int, film: bool = False) -> dict[str, torch
 
     while bool(going.any()):
         if film:
-            add(frame=torch.as_tensor(env.render(512))[-1])
+            add(frame=torch.as_tensor(env.render(1024))[-1])
         action, carried = agent.act(obs, agent.perceive(state, info), True)
         encoded = torch.nn.functional.one_hot(state["last"] + 1, agent.actions + 1)[..., 1:].float()
         add(
@@ -66,7 +66,7 @@ def play(agent: Any, env: Any, seed: int, film: bool = False) -> dict[str, torch
 
 
 def draw(run: Path, results: Path) -> None:
-    """roles.png (t-SNE) and attention.png; in the run's directory, battle.mp4 of one that was won.
+    """roles.png (t-SNE) and attention.png; battle.mp4 of an episode that was won.
 
     The checkpoint is the one with the best evaluated return: win rates swing along a run.
     """
@@ -90,8 +90,21 @@ def draw(run: Path, results: Path) -> None:
         draw_attention(weights.detach(), counts[:, row], env, results / "attention.png")
     if bool(won.any()) and can_render(env):  # a row is the same whatever the number of rows
         film = play(agent, agent.make_eval_env(row + 1), agent.config.seed + 5, film=True)
-        length = int(played["going"][:, row].sum())
-        write_video(run / "battle.mp4", film["frame"][:length, None], fps=8)
+        frames = film["frame"][: int(played["going"][:, row].sum())]
+        write_video(results / "battle.mp4", where_it_happens(frames)[:, None], fps=8)
+
+
+def where_it_happens(frames: torch.Tensor, margin: int = 32) -> torch.Tensor:
+    """The part of a film [T, 3, H, W] in which something changes, and a margin [pixel] around."""
+    moves = (frames != frames[0]).any(1).any(0)  # [H, W]
+    sides = []
+    for axis in (1, 0):
+        where = moves.any(axis).nonzero()
+        low, high = int(where.min()) - margin, int(where.max()) + margin
+        low = max(low, 0)
+        high = min(low + -(-(high - low) // 16) * 16, moves.shape[1 - axis])  # of whole blocks
+        sides.append(slice(low, high))
+    return frames[:, :, sides[0], sides[1]]
 
 
 def in_order(label: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
