@@ -111,6 +111,8 @@ def write_video(path: Path, frames: Tensor, fps: int) -> None:
     rows = math.ceil(count / columns)
     grid = torch.full((steps, rows * columns, 3, height, width), 255, dtype=torch.uint8)
     grid[:, :count] = frames.cpu()
+    if count > 1:  # a line between neighbours: backgrounds are often white
+        grid[..., -1, :] = grid[..., -1] = 190
     grid = grid.view(steps, rows, columns, 3, height, width).permute(0, 1, 4, 2, 5, 3)
     images = grid.reshape(steps, rows * height, columns * width, 3).numpy()
     with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16) as writer:
