@@ -632,7 +632,7 @@ class FlowDoE(DoE):
 
 def _critic(x_size: int, y_size: int) -> Critic:
     """Smooth but for one edge, and narrow: wider ones lose more to over-fitting."""
-    return GatedCritic(x_size, y_size, hidden=32, embedding=16)
+    return GatedCritic(x_size, y_size, hidden=64, embedding=16)
 
 
 LEARNT: dict[str, tuple[type[MIEstimator], Callable[[int, int], MIEstimator]]] = {
