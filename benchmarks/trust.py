@@ -63,7 +63,8 @@ def disk(name: str, count: int, folder: Path) -> tuple[int, Problems]:
             mount = folder / "mount"
             mount.mkdir(exist_ok=True)
             # Full: there is room for one checkpoint, and not for its successor beside it.
-            room = int(1.6 * size) + 65536 if kind == "full" else 8 * size + (1 << 20)
+            room = int(min(1.6 * size + 65536, 1.9 * size))
+            room = room if kind == "full" else 8 * size + (1 << 20)
             options = f"size={max(room, 1 << 16)}"
             done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)])
             if done.returncode:
