@@ -175,10 +175,9 @@ class TaskDecoder(Generator):
         """See `Generator`; each as another random task answers."""
         tasks, shape = len(self.codes), (len(chosen), count)
         shift = torch.randint(1, max(tasks, 2), shape, generator=generator, device=chosen.device)
-        other = self.codes[(task[:, None] + shift) % tasks]
-        own = self.decoder(chosen[:, None], self.codes[task])
-        other = self.decoder(chosen[:, None, None].expand(-1, count, -1, -1), other)[:, :, 0]
-        return answer[:, None] + other - own
+        asked = torch.cat([task[:, None], (task[:, None] + shift) % tasks], 1)  # own, then others
+        made = self.decoder(chosen[:, None, None], self.codes[asked])[:, :, 0]
+        return answer[:, None] + made[:, 1:] - made[:, :1]
 
 
 class CVAE(Generator):
