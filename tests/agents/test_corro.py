@@ -27,6 +27,7 @@ from agents.core.context import (
     Relabelling,
     RewardNoise,
     TaskDecoder,
+    answer_error,
     focal_distance,
 )
 from agents.core.heads import HEADS, SAC, TD3BC, Batch, Critics, SquashedGaussian
@@ -621,6 +622,14 @@ def test_nothing_to_rank_is_no_rank():
     assert compare_rankings(one, one + 1) == {"absolute_error": 1.0}
     truth = np.concatenate([one - 1, one + 1])
     assert compare_rankings(one.repeat(2, 0), truth) == {"absolute_error": 1.0}  # all the same
+
+
+def test_a_reward_counts_as_much_as_all_of_the_change_of_state():
+    answer = torch.zeros(5, 28)
+    reward, change = answer.clone(), answer.clone()
+    reward[:, 0], change[:, 1:] = 1, 1
+    assert answer_error(reward, answer) == answer_error(change, answer) == 0.5
+    assert answer_error(reward + change, answer[:1]) == 1
 
 
 def test_the_benchmark_keeps_rows_of_runs_that_are_not_here(monkeypatch, tmp_path):
