@@ -34,6 +34,7 @@ from agents.core.context import (
     Coordinates,
     Decoder,
     TransitionEncoder,
+    answer_error,
     focal_distance,
     make_generator,
 )
@@ -414,7 +415,7 @@ class CORRO(Agent):
             other, made = self._neighbours(task, chosen, answer)
             chosen, answer = torch.cat([chosen, other], 1), torch.cat([answer, made], 1)
         guess = self.net["decoder"](chosen[:, None].expand(-1, code.shape[1], -1, -1), code)
-        return (guess - answer[:, None]).square().mean()
+        return answer_error(guess, answer[:, None])
 
     def _contrastive_loss(self, task: Tensor, chosen: Tensor, answer: Tensor) -> Tensor:
         """-InfoNCE of query and key [B, Q, .] against other answers to the query (eq. 4), 0-d."""

@@ -16,6 +16,7 @@ transitions of each of 16 tasks in a policy step; width=256 rows=256 steps=40000
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -46,6 +47,7 @@ METHODS = (
     "corro-oracle",
 )
 """Names of `train.py`."""
+KEYS = ("family", "tier", "method", "steps", "width", "rows", "seed")
 MUJOCO: dict[str, Any] = {
     "head": "iql", "head_weight": 10.0, "gamma": 0.95, "own_share": 1.0, "lr": 1e-3,
     "encoder_lr": 3e-3,
@@ -85,8 +87,7 @@ def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def directory(run: dict[str, Any]) -> Path:
-    names = ("family", "tier", "method", "steps", "width", "rows", "seed")
-    return RUNS / "-".join(str(run[name]) for name in names)
+    return RUNS / "-".join(run_key(run))
 
 
 def train_one(run: dict[str, Any]) -> None:
@@ -130,13 +131,22 @@ def train_all(options: dict[str, Any]) -> None:
 
 
 def collect(options: dict[str, Any]) -> None:
-    """CSV of the runs that are done."""
-    rows = []
+    """CSV of the runs that are done, and of those that it has already and that are not here."""
+    table = RESULTS / f"{options['family']}-{options['tier']}.csv"
+    rows = {}
+    if table.exists():
+        with table.open(newline="") as file:
+            rows = {run_key(row): row for row in csv.DictReader(file)}
     for run in all_runs(options):
         path = directory(run) / "done.json"
         if path.exists():
-            rows.append({**run, **json.loads(path.read_text())})
-    write_csv(RESULTS / f"{options['family']}-{options['tier']}.csv", rows)
+            rows[run_key(run)] = {**run, **json.loads(path.read_text())}
+    write_csv(table, [*rows.values()])
+
+
+def run_key(run: dict[str, Any]) -> tuple[str, ...]:
+    """What tells a run from others, in a table too."""
+    return tuple(str(run[name]) for name in KEYS)
 
 
 # ---- the generator

@@ -11,10 +11,14 @@ from slim_report import group, interval, read, table
 
 from agents.core.plot import save_figure
 
+SETTINGS = ("steps", "width", "rows")
+"""What runs of one table have in common."""
 SHOWN = {
     "test_iid": "test, IID context",
     "test_ood": "test, OOD context",
     "test_zero": "test, no context",
+    "test_iid_score": "score, IID context",
+    "test_ood_score": "score, OOD context",
     "train_iid": "train, IID context",
     "train_ood": "train, OOD context",
     "cpu_seconds": "CPU-s",
@@ -29,15 +33,16 @@ def write_report(results: Path) -> None:
         "value); made from the CSVs here by `python benchmarks/corro.py report`.\n",
     ]
     for path in sorted(results.glob("*-*.csv")):
-        rows = read(path)
-        if not rows:
-            continue
-        seeds = ", ".join(sorted({f"{row['seed']:g}" for row in rows}))
-        steps = ", ".join(sorted({f"{row['steps']:g}" for row in rows}))
-        text.append(f"## {path.stem}: mean return, seeds {seeds}, {steps} gradient steps\n")
-        methods = group(rows, lambda row: row["method"])
-        text.append(table(methods, SHOWN, "method") + "\n")
-        plot(methods, results / f"{path.stem}.png")
+        settings = group(read(path), lambda row: tuple(row[name] for name in SETTINGS))
+        for setting, rows in settings.items():
+            seeds = ", ".join(sorted({f"{row['seed']:g}" for row in rows}))
+            steps, width, count = (f"{value:g}" for value in setting)
+            sizes = f"{steps} gradient steps of 16 x {count} rows, width {width}"
+            text.append(f"## {path.stem}: mean return, seeds {seeds}, {sizes}\n")
+            methods = group(rows, lambda row: row["method"])
+            text.append(table(methods, SHOWN, "method") + "\n")
+            suffix = f"-{steps}-{width}-{count}" if len(settings) > 1 else ""
+            plot(methods, results / f"{path.stem}{suffix}.png")
     for name in ("generator", "speed", "evaluation"):
         if (results / f"{name}.csv").exists():
             text += [f"## {name.capitalize()}\n", plain(read(results / f"{name}.csv")) + "\n"]

@@ -128,6 +128,16 @@ class Decoder(nn.Module):
         return self.network(torch.cat([chosen.expand(*shape, -1), code], -1))
 
 
+def answer_error(guess: Tensor, answer: Tensor) -> Tensor:
+    """Mean of the squared errors of reward and of change of state, [..., 1+D] each, 0-d.
+
+    The two count alike: as one feature of many the reward would hardly be learnt in a large state,
+    and with it not the task, where tasks differ in reward alone.
+    """
+    error = (guess - answer).square()
+    return (error[..., 0].mean() + error[..., 1:].mean()) / 2
+
+
 class TaskDecoder(Generator):
     """Ours: one model of the answer, conditioned on a code of the task; counterfactuals for all.
 
@@ -166,7 +176,7 @@ class TaskDecoder(Generator):
         self, chosen: Tensor, answer: Tensor, task: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Generator`."""
-        return (self.decoder(chosen[:, None], self.codes[task])[:, 0] - answer).square().mean(), {}
+        return answer_error(self.decoder(chosen[:, None], self.codes[task])[:, 0], answer), {}
 
     @torch.no_grad()
     def sample(
@@ -175,10 +185,9 @@ class TaskDecoder(Generator):
         """See `Generator`; each as another random task answers."""
         tasks, shape = len(self.codes), (len(chosen), count)
         shift = torch.randint(1, max(tasks, 2), shape, generator=generator, device=chosen.device)
-        other = self.codes[(task[:, None] + shift) % tasks]
-        own = self.decoder(chosen[:, None], self.codes[task])
-        other = self.decoder(chosen[:, None, None].expand(-1, count, -1, -1), other)[:, :, 0]
-        return answer[:, None] + other - own
+        asked = torch.cat([task[:, None], (task[:, None] + shift) % tasks], 1)  # own, then others
+        made = self.decoder(chosen[:, None, None], self.codes[asked])[:, :, 0]
+        return answer[:, None] + made[:, 1:] - made[:, :1]
 
 
 class CVAE(Generator):

@@ -1,9 +1,12 @@
 """CORRO: every loss by hand on small cases, the contract of agents, and offline evaluation."""
 
 import copy
+import csv
 import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from agents.core.context import (
     Relabelling,
     RewardNoise,
     TaskDecoder,
+    answer_error,
     focal_distance,
 )
 from agents.core.heads import HEADS, SAC, TD3BC, Batch, Critics, SquashedGaussian
@@ -31,6 +35,7 @@ from agents.core.offline import OfflineConfig, compare_rankings, stratified_iqm,
 from agents.core.tasks import TaskReplay, draw_tasks
 from envs.data import TaskData, load, save
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "device": "cpu", "total_timesteps": 60, "block": 10, "encoder_hidden": [8, 8], "hidden": [8, 8],
     "code_size": 3, "task_batch": 3, "rows": 4, "queries": 2, "num_negatives": 4,
@@ -617,3 +622,40 @@ def test_nothing_to_rank_is_no_rank():
     assert compare_rankings(one, one + 1) == {"absolute_error": 1.0}
     truth = np.concatenate([one - 1, one + 1])
     assert compare_rankings(one.repeat(2, 0), truth) == {"absolute_error": 1.0}  # all the same
+
+
+def test_a_reward_counts_as_much_as_all_of_the_change_of_state():
+    answer = torch.zeros(5, 28)
+    reward, change = answer.clone(), answer.clone()
+    reward[:, 0], change[:, 1:] = 1, 1
+    assert answer_error(reward, answer) == answer_error(change, answer) == 0.5
+    assert answer_error(reward + change, answer[:1]) == 1
+
+
+def test_the_benchmark_keeps_rows_of_runs_that_are_not_here(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import corro as benchmark
+
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(benchmark, "RUNS", tmp_path / "runs")
+    options = {
+        "family": "ant-dir", "tier": "mixed", "methods": "corro,focal", "steps": 20, "seeds": 1,
+        "width": 8, "rows": 4,
+    }  # fmt: skip
+    table = tmp_path / "results" / "ant-dir-mixed.csv"
+
+    def collected(value: float, **changed: object) -> list[list[str]]:
+        run = options | {"method": "focal", "seed": 0} | changed
+        folder = benchmark.directory(run)
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text(json.dumps({"test_iid": value}))
+        benchmark.collect(options | changed)
+        shutil.rmtree(folder)
+        rows = csv.DictReader(table.read_text().splitlines())
+        return [[row[k] for k in ("method", "steps", "test_iid")] for row in rows]
+
+    assert collected(0.123456) == [["focal", "20", "0.12346"]]
+    assert collected(2.0, method="corro") == [["focal", "20", "0.12346"], ["corro", "20", "2"]]
+    assert collected(3.0, steps=40)[-1] == ["focal", "40", "3"]  # another run
+    again = collected(4.0)  # the same run
+    assert again == [["focal", "20", "4"], ["corro", "20", "2"], ["focal", "40", "3"]]
