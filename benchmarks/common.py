@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,17 @@ def write_csv(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...] = ()
     With `keys`, which say what was measured, rows of the file that are not measured again stay.
     """
 
-    def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(str(row.get(k, "")) for k in keys)
+    def grouped(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(tuple(str(row.get(k, "")) for k in keys), []).append(row)
+        return groups
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if keys and path.exists():
-        fresh = {key(row) for row in rows}
         with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if key(row) not in fresh] + rows
+            kept = grouped(csv.DictReader(file))
+        rows = [row for group in (kept | grouped(rows)).values() for row in group]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")

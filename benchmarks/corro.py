@@ -16,7 +16,6 @@ transitions of each of 16 tasks in a policy step; width=256 rows=256 steps=40000
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -87,7 +86,7 @@ def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def directory(run: dict[str, Any]) -> Path:
-    return RUNS / "-".join(run_key(run))
+    return RUNS / "-".join(str(run[name]) for name in KEYS)
 
 
 def train_one(run: dict[str, Any]) -> None:
@@ -132,21 +131,12 @@ def train_all(options: dict[str, Any]) -> None:
 
 def collect(options: dict[str, Any]) -> None:
     """CSV of the runs that are done, and of those that it has already and that are not here."""
-    table = RESULTS / f"{options['family']}-{options['tier']}.csv"
-    rows = {}
-    if table.exists():
-        with table.open(newline="") as file:
-            rows = {run_key(row): row for row in csv.DictReader(file)}
+    rows = []
     for run in all_runs(options):
         path = directory(run) / "done.json"
         if path.exists():
-            rows[run_key(run)] = {**run, **json.loads(path.read_text())}
-    write_csv(table, [*rows.values()])
-
-
-def run_key(run: dict[str, Any]) -> tuple[str, ...]:
-    """What tells a run from others, in a table too."""
-    return tuple(str(run[name]) for name in KEYS)
+            rows.append({**run, **json.loads(path.read_text())})
+    write_csv(RESULTS / f"{options['family']}-{options['tier']}.csv", rows, KEYS)
 
 
 # ---- the generator
