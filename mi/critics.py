@@ -109,7 +109,7 @@ class SeparableCritic(Critic):
 
 
 class GatedCritic(Critic):
-    """A product of embeddings with a support: e^f = e^{g(x)·h(y)} σ(u(x)·v(y) + b).
+    """A product of embeddings with a support (ours): e^f = e^{g(x)·h(y)} σ(u(x)·v(y) + b).
 
     Where a density ends the log-ratio falls off a cliff, for which a sum of products needs very
     many terms, and the sigmoid few. As cheap as a separable one: N + M network evaluations.
