@@ -1,6 +1,6 @@
 """ACORM and its baselines, measured: speed of learning steps, win rates in `combat`, pictures.
 
-    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|cpu-smax|paper] [seeds=3]
+    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|cpu-smax|jaxmarl|paper] [seeds=3]
                                    [maps=2s3z,3s5z] [methods=acorm,qmix]
     python benchmarks/acorm.py speed                     CPU-seconds of learning steps
     python benchmarks/acorm.py learning [...]            win-rate curves of all methods
@@ -10,9 +10,10 @@
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
 is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
 that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
-many. A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps
-and gradient steps; those that train ACORM's embedding and roles first are among them. Every run is
-a directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
+many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls.
+A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps and
+gradient steps; those that train ACORM's embedding and roles first are among them. Every run is a
+directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
 interrupted and issued again. Results on `combat` are not SMAC results.
 """
 
@@ -47,6 +48,9 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu": CPU,
     "cpu-long": CPU | {"total_timesteps": 160_000},
     "cpu-smax": CPU | {"total_timesteps": 640_000, "points": 16},
+    "jaxmarl": {
+        "total_timesteps": 256_000, "epsilon_steps": 25_600, "eval_episodes": 64, "points": 10,
+    },
     "paper": {
         "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,
         "eval_episodes": 64, "points": 40,

@@ -4,7 +4,7 @@
     python benchmarks/infopower.py speed                                  CPU-seconds of an update
     python benchmarks/infopower.py learning [tasks=arm,cartpole] [backgrounds=video,ghost]
                                             [methods=infopower,dreamer]
-                                            [scale=default|small|swing]   some of the runs
+                                            [scale=default|small|swing|suite]   some of the runs
     python benchmarks/infopower.py video [run=<directory>]                what a latent kept, to see
     python benchmarks/infopower.py report                                 tables from the CSVs
 
@@ -35,6 +35,7 @@ METHODS = (
     "infopower", "dreamer", "cvrl", "repo", "infopower-no-representation", "infopower-no-policy",
     "infopower-no-empowerment", "infopower-literal", "tia-like", "r2dreamer-style", "random",
 )  # fmt: skip
+KEYS = ("task", "background", "method", "scale", "steps", "seed")
 SCALES: dict[str, dict[str, Any]] = {
     "default": {},
     "small": {"depth": 8, "deter": 64, "units": 64, "batch_size": 8, "batch_length": 16,
@@ -49,10 +50,11 @@ SCALES: dict[str, dict[str, Any]] = {
               "collect_steps": 25, "gradient_steps": 40, "model_lr": 1e-3, "value_lr": 1e-3,
               "eval_episodes": 64},
 }  # fmt: skip
+SCALES["suite"] = SCALES["swing"] | {"eval_episodes": 32}
 """What differs from the configurations' sizes, for all methods alike."""
 WORLDS: dict[str, dict[str, Any]] = {
     "default": {}, "small": {"size": 48, "action_repeat": 8, "duration": 200},
-    "swing": {"size": 48},
+    "swing": {"size": 48}, "suite": {"size": 48, "action_repeat": 4},
 }  # fmt: skip
 """And from the environments': episodes of 25 steps have many targets within few steps."""
 POINTS = 3  # of a curve, besides the one before training
@@ -78,7 +80,7 @@ def all_runs(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 def directory(run: dict[str, Any]) -> Path:
     name = "-".join(str(run[k]) for k in ("task", "background", "method", "scale", "steps"))
-    return RUNS / f"{name}-seed{run['seed']}"
+    return RUNS / f"{name.replace('/', ':')}-seed{run['seed']}"
 
 
 def world(run: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +127,8 @@ def run_learning(run: dict[str, Any]) -> None:
 
     agent.learn(callback=follow)
     agent.save(folder / "last.ckpt")
-    (folder / "done.json").write_text(json.dumps(curve) + "\n")
+    key = {name: run[name] for name in KEYS}
+    (folder / "done.json").write_text(json.dumps([key | point for point in curve]) + "\n")
 
 
 def kept(row: dict[str, float]) -> dict[str, float]:
@@ -217,12 +220,8 @@ def collect() -> None:
     """curves.csv from every run that is done; rows of other runs stay."""
     rows = []
     for path in sorted(RUNS.glob("*/done.json")):
-        task, background, *method, scale, steps, seed = path.parent.name.split("-")
-        key = {"task": task, "background": background, "method": "-".join(method), "scale": scale}
-        key |= {"steps": int(steps), "seed": int(seed.removeprefix("seed"))}
-        rows += [key | point for point in json.loads(path.read_text())]
-    keys = ("task", "background", "method", "scale", "steps", "seed")
-    write_csv(RESULTS / "curves.csv", rows, keys)
+        rows += json.loads(path.read_text())
+    write_csv(RESULTS / "curves.csv", rows, KEYS)
 
 
 # ---- speed
