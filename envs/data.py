@@ -539,7 +539,7 @@ def _open(store: Path) -> TaskData:
                 arrays[field.name] = torch.from_numpy(
                     np.load(file, mmap_mode="c", allow_pickle=False)
                 )
-            except (OSError, ValueError, TypeError, EOFError) as error:
+            except Exception as error:  # numpy reads a header as Python source: many kinds
                 raise DataError(file, "", "an array (delete the cache)", error) from None
     try:
         return TaskData(**arrays, **facts)

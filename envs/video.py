@@ -79,8 +79,8 @@ def load_clip(path: Path, side: int) -> np.ndarray:
         clip = np.load(cached, allow_pickle=False)
         if clip.dtype == np.uint8 and clip.shape[1:] == (3, side, side) and len(clip):
             return clip
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: decoded again
+    except Exception:  # not there, or damaged, which numpy says in many ways: decoded again
+        pass
     clip = _decode(path, side)
     temporary = cached.with_name(f"{cached.stem}.{os.getpid()}.npy")
     try:

@@ -495,9 +495,11 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
         np.save(store / "lengths.npy", bad)
         with pytest.raises(DataError, match="delete the cache"):
             load(tmp_path)
-    (store / "lengths.npy").write_bytes(b"")
-    with pytest.raises(DataError, match=r"lengths\.npy: expected an array"):
-        load(tmp_path)
+    unclosed = (store / "actions.npy").read_bytes().replace(b"}", b"{", 1)  # of the header
+    for damaged in (b"", unclosed):
+        (store / "lengths.npy").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"lengths\.npy: expected an array"):
+            load(tmp_path)
     shutil.rmtree(store)
     same(load(tmp_path), example())
 
