@@ -511,6 +511,8 @@ class Agent:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
             try:
                 part.load_state_dict(tree["parts"][name])
+                if isinstance(part, torch.optim.Optimizer):
+                    _lie_like_parameters(part)
             except (RuntimeError, ValueError, KeyError) as error:
                 if "replay" in str(error) and not same_rows:
                     continue  # a memory of other environments; it fills again
@@ -621,6 +623,14 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: torch {torch.__version__} sees no CUDA device here")
     return device
+
+
+def _lie_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives loaded moments the strides of their parameters: fused Adam walks raw memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _stable_hash(*values: int) -> int:

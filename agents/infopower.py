@@ -210,7 +210,9 @@ class InfoPower(Agent):
         for module in modules.values():
             module.to(self.device)
         self.optimizers = {
-            name: torch.optim.Adam(module.parameters(), getattr(c, f"{name}_lr"), eps=1e-5)
+            name: torch.optim.Adam(
+                module.parameters(), getattr(c, f"{name}_lr"), eps=1e-5, fused=True
+            )
             for name, module in learnt.items()
         }
         self.parts = {**modules, "replay": self.replay}

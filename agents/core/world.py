@@ -51,7 +51,7 @@ class ConvEncoder(nn.Module):
         channels = [shape[0], *(depth * 2**i for i in range(4))]
         layers: list[nn.Module] = []
         for i in range(4):
-            layers += [nn.Conv2d(channels[i], channels[i + 1], 4, 2, 1), nn.ReLU()]
+            layers += [nn.Conv2d(channels[i], channels[i + 1], 4, 2, 1), nn.ReLU(inplace=True)]
             # torch's own initialisation shrinks what differs between images fourfold in a layer.
             nn.init.orthogonal_(layers[-2].weight, 2**0.5)  # type: ignore[arg-type]
             nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
