@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def report(results: Path) -> None:
             ends = [row for row in some if row["timesteps"] == last]
             text += [f"## {where}", "", table(group(ends, lambda r: r["method"]), SHOWN, "method")]
             text += [""]
-            _plot(some, results / f"{where.replace(', ', '-').replace(' ', '-')}.png")
+            _plot(some, results / f"{re.sub('[ ,/]+', '-', where)}.png")
     (results / "REPORT.md").write_text("\n".join(text))
 
 
