@@ -100,7 +100,7 @@ def repeated(name: str, count: int, folder: Path) -> tuple[int, Problems]:
     """The same seed gives the same tree, whatever is looked at in between."""
 
     def looked_at(agent: Any, row: dict[str, float]) -> None:
-        agent.evaluate(episodes=4)
+        agent.evaluate(episodes=10)  # MASD needs as many
         observation = agent.env.last_obs if hasattr(agent.env, "last_obs") else None
         if observation is not None and name not in ("acorm", "acorm-mappo"):
             agent.predict(observation)
