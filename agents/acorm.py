@@ -338,6 +338,10 @@ class ACORM(Agent):
             reward=step.reward,
         )
 
+    def cut_episodes(self) -> None:
+        """See `Agent`."""
+        self.memory.end("ended", 2)
+
     # ---- learning
 
     def update(self) -> dict[str, Tensor]:

@@ -328,7 +328,7 @@ class Agent:
         for name, part in self.parts.items():
             tensors: list[Tensor] = []
             if isinstance(part, torch.nn.Module):
-                tensors = list(part.parameters())
+                tensors = [*part.parameters(), *part.buffers()]
             elif isinstance(part, torch.optim.Optimizer):
                 values = [v for state in part.state.values() for v in state.values()]
                 tensors = [v for v in values if isinstance(v, Tensor)]
@@ -466,6 +466,9 @@ class Agent:
             plot_metrics(directory / "metrics.csv", directory / "plots" / "learning.png")
         return self.evaluate()
 
+    def cut_episodes(self) -> None:
+        """The environments are reset: for memories of episodes, whose open ones never end."""
+
     # ---- save, load
 
     def state_dict(self) -> dict[str, Any]:
@@ -475,6 +478,7 @@ class Agent:
             self._obs = self.env.last_obs
             self._state = self.initial_state(self.num_envs)
             self._returns[0] = 0
+            self.cut_episodes()
         return {
             "agent": self.name,
             "device": self.device.type,
@@ -530,6 +534,8 @@ class Agent:
             self._obs = tree["obs"].to(self.device)
             self._state = _to(tree["state"], self.device)
             self._returns = tree["returns"].to(self.device)
+        elif tree["obs"] is not None:
+            self.cut_episodes()
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint (no pickle).
@@ -538,7 +544,9 @@ class Agent:
 
         Raises:
             CheckpointError: the file cannot be written; a previous file is left as it was.
+            NonFiniteError: a network or optimiser has a NaN.
         """
+        self._require_finite()
         save_checkpoint(path, self.state_dict())
 
     @classmethod

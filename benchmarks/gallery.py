@@ -16,6 +16,7 @@ import markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agents.core.config import ConfigError
 from agents.core.report import find_runs, page, picture, report_body, video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,8 @@ TITLES = {
     "mi": "Estimators of mutual information",
     "envs": "Environments: speed",
     "installation": "Installations",
+    "trust": "When things go wrong",
+    "scale": "Many processes",
 }
 HEADLINES = {"acorm": ("REPORT", "2s3z, 80,000 environment steps"), "infopower": ("README", "")}
 """File and beginning of the heading of a headline table that is not the first of REPORT."""
@@ -103,7 +106,12 @@ def main(arguments: list[str]) -> None:
     output = next((a[4:] for a in arguments if a.startswith("out=")), "runs/gallery.html")
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(gallery([Path(a) for a in arguments if not a.startswith("out=")]))
+    runs = [Path(a) for a in arguments if not a.startswith("out=")]
+    try:
+        text = gallery([run for run in runs if any(run.rglob("config.yaml"))])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    path.write_text(text)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 

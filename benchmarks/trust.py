@@ -70,27 +70,30 @@ def disk(name: str, count: int, folder: Path) -> tuple[int, Problems]:
             if done.returncode:
                 raise common.Skipped("disk: needs the right to mount a tmpfs")
             try:
-                run = mount / "run"
-                if kind == "read-only":
+                run, before = mount / "run", b""
+                if kind == "read-only":  # with a checkpoint that was written before
                     run.mkdir()
+                    shutil.copy(reference / "last.ckpt", run)
+                    shutil.copy(reference / "config.yaml", run)
                     subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
                 pid = start(name, run, folder)
-                while kind != "read-only" and not (run / "last.ckpt").exists():
+                while not (run / "last.ckpt").exists():
                     time.sleep(0.002)
                     if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                         break
+                if (run / "last.ckpt").exists():
+                    before = (run / "last.ckpt").read_bytes()
                 if kind == "deleted":
                     shutil.rmtree(run, ignore_errors=True)
                 code = wait(pid)
                 trials += 1
-                log = (
-                    (mount / "run.log") if (mount / "run.log").exists() else run.with_suffix(".log")
-                )
-                said = log.read_text() if log.exists() else ""
-                if code != 2 or "Traceback" in said:
+                said = (folder / f"{run.name}.log").read_text()
+                if code != 2 or "Traceback" in said or said.count("error:") != 1:
                     problems.append(f"{kind}: exit code {code}: {said[-300:]}")
-                if kind != "deleted" and (run / "last.ckpt").exists():
+                if kind != "deleted":
                     load_checkpoint(run / "last.ckpt")
+                if kind == "read-only" and (run / "last.ckpt").read_bytes() != before:
+                    problems.append(f"{kind}: the previous checkpoint has changed")
             finally:
                 subprocess.run(["umount", "-l", str(mount)], check=False)
     return trials, problems
@@ -101,6 +104,7 @@ def repeated(name: str, count: int, folder: Path) -> tuple[int, Problems]:
 
     def looked_at(agent: Any, row: dict[str, float]) -> None:
         agent.evaluate(episodes=10)  # MASD needs as many
+        agent.report(folder)  # with plots and videos
         observation = agent.env.last_obs if hasattr(agent.env, "last_obs") else None
         if observation is not None and name not in ("acorm", "acorm-mappo"):
             agent.predict(observation)

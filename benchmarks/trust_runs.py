@@ -7,6 +7,7 @@ import csv
 import math
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ import train
 from agents import AGENTS, CheckpointError
 from agents.core import config as configuration
 from agents.core.checkpoint import load_checkpoint
+from agents.core.run import EXIT_CODES
 from envs.data import TaskData, save
 
 Problems = list[str]
@@ -144,35 +146,52 @@ def whole(name: str, folder: Path) -> tuple[Path, float]:
     return run, time.monotonic() - began
 
 
-def interrupted(name: str, count: int, folder: Path, numbers: list[int]) -> tuple[int, Problems]:
+def interrupted(
+    name: str, count: int, folder: Path, numbers: list[signal.Signals]
+) -> tuple[int, Problems]:
     """Runs that get signals at random moments until `count` of them hit a run that was learning."""
     reference, seconds = whole(name, folder)
     draw, problems, hits, index = random.Random(0), [], 0, 0
-    run = folder / f"{name}-0"
+    run, number, done = folder / f"{name}-0", signal.SIGKILL, 0
     while True:
-        pid = start(name, run, folder)
+        starts, pid = _starts(run), start(name, run, folder)
         count = hits if late() else count
         if hits < count:
             time.sleep(draw.uniform(0, seconds))
+            number = numbers[hits % len(numbers)]
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, numbers[hits % len(numbers)])
+                os.kill(pid, number)
         code = wait(pid)
         if code == 0:
             problems += differences(reference, run)
-            index += 1
+            index, done = index + 1, 0
             run = folder / f"{name}-{index}"
             if hits >= count:
                 return hits, problems
             continue
+        said = (folder / f"{run.name}.log").read_text()
+        if _starts(run) == starts or (run / "done.json").exists():
+            continue  # before the run listened, or when all was done
         hits += 1
-        if code not in (75, 130) and -code not in numbers:
-            problems.append(f"exit code {code}: {(folder / f'{run.name}.log').read_text()[-300:]}")
+        if code != (-number if number == signal.SIGKILL else EXIT_CODES[number]):
+            problems.append(f"exit code {code}: {said[-300:]}")
             return hits, problems
-        if (run / "last.ckpt").exists():
+        if number != signal.SIGKILL and "saved at" not in said:
+            problems.append(f"{number.name}: not saved: {said[-300:]}")
+        if done or (run / "last.ckpt").exists():
             try:
-                load_checkpoint(run / "last.ckpt")
+                tree: Any = load_checkpoint(run / "last.ckpt")
+                if tree["num_timesteps"] < done:
+                    problems.append(f"went back from {done} to {tree['num_timesteps']} steps")
+                done = tree["num_timesteps"]
             except CheckpointError as error:
                 problems.append(str(error))
+
+
+def _starts(run: Path) -> int:
+    """How often a run has begun."""
+    file = run / "starts.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
 
 
 def finite(tree: Any) -> bool:

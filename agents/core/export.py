@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,19 +159,28 @@ def _write(
     free: dict[int, Any],
     about: dict[str, Any],
 ) -> float:
-    """Write a model with what there is to say of it; its largest difference from torch's."""
+    """Write a model with what there is to say of it; its largest difference from torch's.
+
+    It gets its name, which a good one may have, only once it agrees with torch.
+    """
     import onnx
     import onnxruntime
 
     program = _to_onnx(model, examples[0], free)
     entry = program.metadata_props.add()
     entry.key, entry.value = "infomax-rl", json.dumps(about)
+    unchecked = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        onnx.save(program, str(path))
+        onnx.save(program, str(unchecked))
+        session = onnxruntime.InferenceSession(str(unchecked), providers=["CPUExecutionProvider"])
+        difference = max(_compare(session, model, example) for example in examples)
+        unchecked.replace(path)
     except OSError as error:
         raise ConfigError(f"out={path}: {error.strerror}; expected a writable file") from None
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return max(_compare(session, model, example) for example in examples)
+    finally:
+        with contextlib.suppress(OSError):
+            unchecked.unlink()
+    return difference
 
 
 @contextlib.contextmanager

@@ -121,6 +121,17 @@ class Replay:
         if self.position == self._length:
             self.position, self.full = 0, True
 
+    def end(self, done: str, value: int) -> None:
+        """Put `value` into the field `done` of every environment's last step, where it is 0."""
+        if not len(self):
+            return
+        if self._file is not None:
+            self._file.before_writing()
+        dtype, columns, _ = self._columns[done]
+        last = self._rows[dtype][self.position - 1, :, columns]
+        last[last == 0] = value
+        self._episodes = None
+
     # ---- reading
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:

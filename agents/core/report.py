@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -129,12 +130,19 @@ def read_run(directory: Path) -> RunFiles:
             read_yaml(directory / "config.yaml"),
             read_metrics(metrics) if metrics.exists() else {},
             json.loads(done.read_text()) if done.exists() else None,
-            [json.loads(line) for line in starts.read_text().splitlines()]
-            if starts.exists()
-            else [],
+            _whole_lines(starts.read_text()) if starts.exists() else [],
         )
     except (ValueError, OSError) as error:
         raise ConfigError(f"report: {directory}: cannot read the run: {error}") from None
+
+
+def _whole_lines(text: str) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, without those that a full disk cut off."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def group(runs: Sequence[RunFiles]) -> dict[str, list[Group]]:
