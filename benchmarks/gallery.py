@@ -33,7 +33,12 @@ TITLES = {
     "trust": "When things go wrong",
     "scale": "Many processes",
 }
-HEADLINES = {"acorm": ("REPORT", "2s3z, 80,000 environment steps"), "infopower": ("README", "")}
+HEADLINES = {
+    "acorm": ("REPORT", "2s3z, 80,000 environment steps"),
+    "infopower": ("README", ""),
+    "trust": ("README", ""),
+    "scale": ("README", ""),
+}
 """File and beginning of the heading of a headline table that is not the first of REPORT."""
 
 

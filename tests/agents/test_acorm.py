@@ -85,6 +85,18 @@ def test_save_load_continues_bit_for_bit(tmp_path, settings):
     assert_same(whole.state_dict(), resumed.state_dict())
 
 
+def test_episodes_that_a_reset_cuts_do_not_go_on():
+    settings = TINY | {"env": "particles/spread", "horizon": 7}
+    settings["env_kwargs"] = {"actions": "discrete", "horizon": 10}
+    agent = ACORM(**settings).learn(total_timesteps=7 * 16)
+    tree = agent.state_dict()
+    assert (agent.memory.steps()["ended"][-1] == 0).all()
+    for device, ended in (("cpu", 0), ("elsewhere", 2)):  # whose environments do not move
+        other = ACORM(**settings)
+        other.load_state_dict(tree | {"device": device})
+        assert (other.memory.steps()["ended"][-1] == ended).all()
+
+
 def test_one_seed_one_training_and_evaluating_does_not_change_it():
     plain, disturbed = make().learn(), make()
 

@@ -209,6 +209,18 @@ def test_a_non_finite_beginning_of_the_next_step_is_not_saved(small, tmp_path, m
         assert not agent.run.last.exists()
 
 
+def test_a_buffer_that_is_not_finite_is_neither_saved_nor_loaded(small, tmp_path):
+    agent = SLIM(**small)
+    buffers = ((n, b) for n, p in agent.parts.items() if hasattr(p, "buffers") for b in p.buffers())
+    name, buffer = next((n, b) for n, b in buffers if b.is_floating_point() and b.numel())
+    buffer.view(-1)[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=f"^{name}: NaN or infinity"):
+        agent.save(tmp_path / "a.ckpt")
+    save_checkpoint(tmp_path / "a.ckpt", agent.state_dict())
+    with pytest.raises(CheckpointError, match=f"{name}: NaN or infinity"):
+        SLIM.load(tmp_path / "a.ckpt")
+
+
 def test_non_finite_loss_is_named(small):
     agent = SLIM(**small)
     with torch.no_grad():

@@ -155,6 +155,13 @@ def test_a_difference_is_noticed(dataset, tmp_path, monkeypatch):
         agent.policy.mean[-1].bias.add_(0.01)
         with pytest.raises(ConfigError, match=r"action differs from torch's by 0\."):
             exporting._compare(session, actor, examples[0])
+    before = (tmp_path / "actor.onnx").read_bytes()
+    differs = ConfigError("export: action differs")
+    monkeypatch.setattr(exporting, "_compare", lambda *a: (_ for _ in ()).throw(differs))
+    with pytest.raises(ConfigError, match="action differs"):
+        export(agent, tmp_path / "actor.onnx")
+    assert (tmp_path / "actor.onnx").read_bytes() == before  # a good one stays
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_command(dataset, tmp_path, capsys, monkeypatch):

@@ -145,6 +145,20 @@ def test_episodes_are_whole_and_padded(steps):
     assert seen == {(row, a, b) for row in range(3) for a, b in whole[row]}
 
 
+@pytest.mark.parametrize("steps", [4, 12, 17])
+def test_an_episode_that_is_cut_does_not_go_on(steps):
+    replay, whole = episodic(steps)
+    before = replay.count_episodes()
+    replay.end("done", 1)
+    going = sum(row[-1:] != [(row[-1][0], steps - 1)] if row else True for row in whole)
+    assert replay.count_episodes() - before == going > 0
+    replay.end("done", 1)
+    replay.add(x=torch.zeros(3, 2), done=torch.ones(3) > 0, row=torch.arange(3))
+    _, mask = replay.sample_episodes(200, torch.Generator().manual_seed(0))
+    assert mask.sum(1).min() == 1  # what came after alone
+    Replay({"done": ((), torch.bool)}, 5, 2).end("done", 1)  # of nothing
+
+
 def test_episodes_of_one_length_and_what_is_refused():
     replay, _ = episodic(12)
     _, mask = replay.sample_episodes(4, torch.Generator().manual_seed(0), length=7)

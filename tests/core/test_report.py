@@ -101,6 +101,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, runs):
         err = capsys.readouterr().err
         assert message in err
         assert len(err.splitlines()) == 1
+    with (runs / "a0" / "starts.jsonl").open("a") as file:
+        file.write('{"time": "20')  # by a full disk
+    report([runs])
     (runs / "a0" / "done.json").write_text("{")
     with pytest.raises(ConfigError, match="a0: cannot read the run"):
         report([runs])
@@ -110,7 +113,9 @@ def test_the_gallery_shows_every_result(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import gallery
 
-    text = gallery.gallery([])
+    (tmp_path / "runs").mkdir()
+    gallery.main([str(tmp_path / "runs"), f"out={tmp_path / 'gallery.html'}"])  # no run yet
+    text = (tmp_path / "gallery.html").read_text()
     pictures = list((ROOT / "benchmarks" / "results").glob("*/*.png"))
     assert len(pictures) >= 5
     assert text.count("data:image/png") == len(pictures)
