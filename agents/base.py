@@ -508,6 +508,11 @@ class Agent:
         """
         if tree["agent"] != self.name:
             raise ValueError(f"holds agent {tree['agent']!r}, expected {self.name!r}")
+        for name in ("num_timesteps", "num_updates"):
+            if type(tree[name]) is not int or tree[name] < 0:
+                raise ValueError(f"{name}: expected a count, got {tree[name]!r}"[:200])
+        if not isinstance(tree["best_score"], float | int | None):
+            raise ValueError(f"best_score: expected a number, got {tree['best_score']!r}"[:200])
         same_rows = len(tree["returns"][0]) == self.num_envs
         same_device = tree["device"] == self.device.type and parallel.rank() == 0
         for name, part in self.parts.items():

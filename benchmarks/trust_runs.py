@@ -169,10 +169,10 @@ def interrupted(
             if hits >= count:
                 return hits, problems
             continue
-        said = (folder / f"{run.name}.log").read_text()
         if _starts(run) == starts or (run / "done.json").exists():
             continue  # before the run listened, or when all was done
         hits += 1
+        said = (folder / f"{run.name}.log").read_text()
         if code != (-number if number == signal.SIGKILL else EXIT_CODES[number]):
             problems.append(f"exit code {code}: {said[-300:]}")
             return hits, problems

@@ -157,6 +157,11 @@ def weights_of_nan(path: Path) -> None:
     save_checkpoint(path, tree)
 
 
+@attack("ckpt", "num_timesteps: expected a count, got 'x'")
+def steps_that_are_no_number(path: Path) -> None:
+    save_checkpoint(path, agent().state_dict() | {"num_timesteps": "x"})
+
+
 @attack("ckpt", "holds agent 'os.system', expected one of")
 def another_agent(path: Path) -> None:
     save_checkpoint(path, agent().state_dict() | {"agent": "os.system"})
