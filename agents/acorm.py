@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agents.base import Agent, AgentConfig, State, Step
-from agents.core.config import require
+from agents.core.config import ConfigError, require
 from agents.core.decomposition import (
     Independent,
     QMix,
@@ -188,6 +188,12 @@ class ACORM(Agent):
         """Roles, utilities, mixer, their targets, optimisers, memory."""
         config = self.config
         self.agents, self.features, self.actions = team_sizes(self.env, self.name)
+        longest = self.env.max_episode_steps or 1
+        if config.capacity < longest * self.num_envs:
+            raise ConfigError(
+                f"capacity={config.capacity}: expected at least {longest * self.num_envs}, an "
+                f"episode of {longest} steps in each of {self.num_envs} environments"
+            )
         context = self.env.context()
         flat = self.agents * self.features
         self.states = context["state"].shape[1] if "state" in context else flat
@@ -414,8 +420,6 @@ class ACORM(Agent):
         with torch.no_grad():
             target = self._target(batch, q, embedding, role)
         weight = batch["learnt"][..., None].float()
-        if config.mixer == "iql" and "dead-agents" not in config.defects:
-            weight = weight * batch["alive"]
         assert total.shape == target.shape, (total.shape, target.shape)
         count = weight.expand_as(total).sum().clamp_min(1)
         loss = ((total - target).square() * weight).sum() / count

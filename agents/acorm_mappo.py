@@ -5,8 +5,9 @@ The critic of agent i reads the memory of its observations and what the history 
 to among the roles. PPO on sequences with clipped ratios (Yu et al. 2022).
 
 The published code pre-trains on 4,800 episodes that its curves do not count, shares one optimiser
-and one step size, and ignores its flags of both; here every environment step counts. The critic's
-memory at the start of a rollout comes from the last update, whose parameters were one step older.
+and one step size, and ignores its flags of both; here nothing is pre-trained, and the contrastive
+loss is not divided by 10. The critic's memory at the start of a rollout comes from the last update,
+whose parameters were one step older.
 Without roles and attention it is recurrent MAPPO: `python train.py recurrent-mappo`.
 """
 

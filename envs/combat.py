@@ -14,6 +14,7 @@ operations depends on neither N nor V.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -215,10 +216,23 @@ class Combat(BatchedEnv):
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         scripts = None, self.opponent if isinstance(self.opponent, str) else None
         if not isinstance(self.opponent, str):
-            enemies = torch.as_tensor(self.opponent(*self.observe(side=1)), device=self.device)
+            enemies = self._enemies(self.opponent)
             action = torch.cat([action, enemies.to(action.dtype)], 1)
         reward, terminated, won = self._proceed(action, scripts)
         return reward, terminated, {"battle_won": won}
+
+    def _enemies(self, policy: Policy) -> Tensor:
+        """Actions [N, E] of a policy for the enemies, checked."""
+        obs, context = self.observe(side=1)
+        action, available = torch.as_tensor(policy(obs, context)), context["avail_actions"]
+        action = action.to(self.device)
+        known = action.shape == available.shape[:2] and not action.is_floating_point()
+        if not known or not bool(((action >= 0) & (action < available.shape[2])).all()):
+            raise ValueError(
+                f"opponent: expected integers {tuple(available.shape[:2])} in 0 .. "
+                f"{available.shape[2] - 1}, got {action.dtype} {tuple(action.shape)}"
+            )
+        return action
 
     def _proceed(self, action: Tensor, scripts: Scripts) -> tuple[Tensor, Tensor, Tensor]:
         battle, reward, terminated, won, self._last = self._transition(
@@ -511,8 +525,8 @@ def make_combat(
     one_of("reward", reward, ("shaped", "sparse"))
     if opponent is not None and not callable(opponent):
         one_of("opponent", opponent, SCRIPTS)
-    if not jitter >= 0:
-        raise ValueError(f"jitter={jitter}: expected at least 0")
+    if not 0 <= jitter < math.inf:
+        raise ValueError(f"jitter={jitter}: expected at least 0, and finite")
     if rules == "sc2":
         one_of("map", map, (*MAPS, *RANDOM))
         return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)

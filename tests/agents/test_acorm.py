@@ -273,16 +273,14 @@ def test_an_end_is_learnt_and_a_cut_is_not():
     assert terminated.any() and ended["learnt"][terminated].all()
 
 
-def test_iql_does_not_learn_from_the_dead():
+def test_iql_learns_what_follows_a_death():
+    """The last step of the living bootstraps from the value of the dead, which must be learnt."""
     agent = filled(**PLAIN, mixer="iql")
     batch = agent._sample()
-    assert (batch["mask"][..., None] & ~batch["alive"]).any()
-    loss = agent._td_loss(batch)[0]
-    batch["obs"] = batch["obs"].clone()
-    wrong = batch | {"reward": batch["reward"] + 5}
-    wrong["alive"] = torch.zeros_like(batch["alive"])
-    assert agent._td_loss(wrong)[0] == 0
-    assert loss > 0
+    dead = batch["mask"][..., None] & ~batch["alive"]
+    assert dead.any()
+    none = batch | {"alive": torch.zeros_like(batch["alive"])}
+    assert agent._td_loss(none)[0] == agent._td_loss(batch)[0] > 0
 
 
 # ---- every switch does what it says
@@ -479,6 +477,13 @@ def test_refuses_with_one_clear_line(settings, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_memory_holds_an_episode():
+    with pytest.raises(
+        ConfigError, match=r"capacity=320: expected at least 3840, an episode of 60"
+    ):
+        ACORM("combat/3m", num_envs=64, capacity=320)
+
+
 def test_needs_a_team_with_discrete_actions():
     with pytest.raises(ConfigError, match="needs the same discrete actions for all"):
         make("particles/spread")
@@ -488,7 +493,7 @@ def test_needs_a_team_with_discrete_actions():
 
 def test_five_thousand_episodes_of_mmm2_take_two_gigabytes():
     """At the 90 steps they may last on average; it has 180, and the published replay 17.8 GB."""
-    agent = make("combat/MMM2", num_envs=2, capacity=20)
+    agent = make("combat/MMM2", num_envs=2, capacity=360)
     size = sum(r[0, 0].numel() * r.element_size() for r in agent.memory._rows.values())
     assert size * 5000 * 90 <= 2e9
     obs = agent.env.reset(seed=0)[0]

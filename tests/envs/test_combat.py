@@ -501,6 +501,12 @@ def test_self_play_is_symmetric_and_sees_the_enemies_side() -> None:
         move = torch.where(can, ahead, mask[..., 1].long())
         return torch.where(attack.any(-1), 6 + attack.to(torch.uint8).argmax(-1), move)
 
+    wrong = make("3m", 2, opponent=lambda obs, info: torch.full((2, 3), 9))
+    wrong.reset(seed=0)
+    for bad in (None, torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 3)):
+        wrong.opponent = wrong.opponent if bad is None else lambda obs, info, bad=bad: bad
+        with pytest.raises(ValueError, match=r"opponent: expected integers \(2, 3\) in 0 \.\. 8"):
+            wrong.step(torch.ones(2, 3, dtype=torch.int64))
     n = 256
     env = make("3m", n, opponent=policy, jitter=0.5)
     obs, info = env.reset(seed=0)
