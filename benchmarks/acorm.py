@@ -20,6 +20,7 @@ interrupted and issued again. Results on `combat` are not SMAC results.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -268,6 +269,8 @@ def collect(scale: str, seeds: int, maps: list[str], methods: list[str]) -> None
         columns = read_metrics(folder / "metrics.csv")
         names = ("timesteps", "eval/win_rate", "eval/return_mean", "eval/length_mean")
         for row in zip(*(columns[name] for name in names), strict=True):
+            if math.isnan(row[1]):  # not an evaluation
+                continue
             curves.append(run | dict(zip([n.split("/")[-1] for n in names], row, strict=True)))
         if not (folder / "done.json").exists():
             continue
