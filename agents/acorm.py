@@ -40,6 +40,7 @@ from agents.core.evaluate import Episodes
 from agents.core.parallel import everywhere
 from agents.core.replay import Replay
 from agents.core.roles import Across, Roles, StateAttention
+from agents.core.structure import require_like
 
 Batch = dict[str, Tensor]
 Defect = Literal[
@@ -173,7 +174,12 @@ class Progress:
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue counting."""
+        """Continue counting.
+
+        Raises:
+            ValueError: the state is no count.
+        """
+        require_like(state, {"steps": 0}, "progress")
         self.steps = state["steps"]
 
 

@@ -26,6 +26,7 @@ from agents.core.evaluate import Episodes
 from agents.core.replay import Replay
 from agents.core.returns import gae
 from agents.core.roles import Across, Roles, StateAttention
+from agents.core.structure import require_like
 
 Batch = dict[str, Tensor]
 
@@ -173,10 +174,8 @@ class Memories:
         Raises:
             ValueError: of another number of environments, or other networks.
         """
-        for name, value in self.values.items():
-            if name not in state or state[name].shape != value.shape:
-                # Named as a replay's, which `Agent.load_state_dict` lets go with its environments.
-                raise ValueError(f"replay's memory {name!r}: expected {tuple(value.shape)}")
+        # Named as a replay's, which `Agent.load_state_dict` lets go with its environments.
+        require_like(state, self.values, "replay's memory")
         self.values = {name: state[name].to(v.device) for name, v in self.values.items()}
 
 

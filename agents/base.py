@@ -27,6 +27,7 @@ from agents.core.checkpoint import CheckpointError, load_checkpoint, save_checkp
 from agents.core.config import ConfigError, build, require, to_dict
 from agents.core.evaluate import Episodes, evaluate
 from agents.core.log import FiniteGuard, Mean, NonFiniteError
+from agents.core.structure import load_optimizer, require_like
 from envs.base import BatchedEnv
 
 if TYPE_CHECKING:
@@ -515,13 +516,23 @@ class Agent:
             raise ValueError(f"best_score: expected a number, got {tree['best_score']!r}"[:200])
         same_rows = len(tree["returns"][0]) == self.num_envs
         same_device = tree["device"] == self.device.type and parallel.rank() == 0
+        goes_on = same_rows and same_device and tree["obs"] is not None
+        if goes_on:
+            with self.using(torch.Generator(self.device)):  # whose draws nobody sees
+                like = self.initial_state(self.num_envs)
+            require_like(tree["state"], like, "state")
+            require_like(tree["returns"], self._returns, "returns")
+            shape = (self.num_envs, *self.env.single_observation_space.shape)
+            if not isinstance(tree["obs"], Tensor) or tree["obs"].shape != shape:
+                raise ValueError(f"obs: expected a tensor of shape {shape}")
         for name, part in self.parts.items():
             if name not in tree["parts"]:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
             try:
-                part.load_state_dict(tree["parts"][name])
                 if isinstance(part, torch.optim.Optimizer):
-                    _lie_like_parameters(part)
+                    load_optimizer(part, tree["parts"][name])
+                else:
+                    part.load_state_dict(tree["parts"][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 if "replay" in str(error) and not same_rows:
                     continue  # a memory of other environments; it fills again
@@ -534,7 +545,7 @@ class Agent:
         else:  # a generator's state does not move between kinds of devices
             self.generator.manual_seed(_stable_hash(self.seed, self.num_timesteps))
         self._metrics.load_state_dict(_to(tree["metrics"], self.device))
-        if same_rows and same_device and tree["obs"] is not None:
+        if goes_on:
             self.env.load_state_dict(tree["env"])
             self._obs = tree["obs"].to(self.device)
             self._state = _to(tree["state"], self.device)
@@ -636,14 +647,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name!r}: torch {torch.__version__} sees no CUDA device here")
     return device
-
-
-def _lie_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Gives loaded moments the strides of their parameters: fused Adam walks raw memory."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _stable_hash(*values: int) -> int:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import zipfile
@@ -19,7 +20,7 @@ import torch
 from trust_runs import Problems, dataset, late, make, same, wait
 
 import train
-from agents import AGENTS, CheckpointError, ConfigError
+from agents import AGENTS, CheckpointError, ConfigError, NonFiniteError
 from agents.core import config as configuration
 from agents.core.checkpoint import load_checkpoint
 from envs.data import TaskData, _open, load
@@ -84,38 +85,41 @@ sys.addaudithook(
 
 
 def checkpoints(name: str, count: int, folder: Path) -> tuple[int, Problems]:
-    """Mutated bytes are refused or change nothing; a mutated content is refused or fits."""
+    """Mutated bytes are refused or change nothing; a mutated content is refused, or learns on."""
     agent = make(name, folder)
     agent.learn(callback=lambda a, row: False)
     path, mutated = folder / f"{name}.ckpt", folder / f"{name}-mutated.ckpt"
     agent.save(path)
     original, content = load_checkpoint(path), path.read_bytes()
+    agent.restore(original, path)  # imports what that needs
     draw, problems, trials = random.Random(3), [], 0
-    with watched() as events:
-        for trial in itertools.takewhile(lambda _: not late(), range(count)):
-            trials += 1
-            if trial % 2:
-                damaged = bytearray(content)
-                for _ in range(draw.randrange(1, 4)):
-                    damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
-                if draw.random() < 0.3:
-                    del damaged[draw.randrange(len(damaged)) :]
-                mutated.write_bytes(damaged)
-            else:
-                _mutate_content(path, mutated, draw)
+    for trial in itertools.takewhile(lambda _: not late(), range(count)):
+        trials += 1
+        if trial % 2:
+            damaged = bytearray(content)
+            for _ in range(draw.randrange(1, 4)):
+                damaged[draw.randrange(len(damaged))] ^= 1 << draw.randrange(8)
+            if draw.random() < 0.3:
+                del damaged[draw.randrange(len(damaged)) :]
+            mutated.write_bytes(damaged)
+        else:
+            _mutate_content(path, mutated, draw)
+        problem = ""
+        with watched() as events:
             try:
                 tree = load_checkpoint(mutated)
-                if trial % 2 and not same(tree, original):
-                    problems.append(f"trial {trial}: damaged bytes loaded as something else")
-                elif not trial % 2:
+                if trial % 2:
+                    problem = "" if same(tree, original) else "damaged bytes loaded as something"
+                else:
                     agent.restore(tree, mutated)
             except CheckpointError as error:
-                if "\n" in str(error):
-                    problems.append(f"trial {trial}: not one line")
+                tree, problem = None, "not one line" if "\n" in str(error) else ""
             except BaseException as error:
-                problems.append(f"trial {trial}: {type(error).__name__}: {error}"[:300])
-    if events:
-        problems.append(f"events: {sorted(set(events))[:5]}")
+                tree, problem = None, f"{type(error).__name__}: {error}"[:300]
+        if tree is not None and not trial % 2:
+            problem = _apart(lambda: agent.learn(agent.num_timesteps + 1) and "")
+        problem = f"events: {sorted(set(events))[:5]}" if events else problem
+        problems += [f"trial {trial}: {problem}"] if problem else []
     return trials, problems
 
 
@@ -200,7 +204,7 @@ def datasets(name: str, count: int, folder: Path) -> tuple[int, Problems]:
         file, read = kinds[trial % len(kinds)]
         content, original = kept[trial % len(kinds)]
         file.write_bytes(_damaged(content, draw))
-        problem = _read_apart(read, original)
+        problem = _apart(lambda r=read, o=original: "" if same(r(), o) else "other data")
         problems += [f"trial {trial}, {file.name}: {problem}"] if problem else []
         file.write_bytes(content)
     return trials, problems
@@ -215,34 +219,34 @@ def _damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def _read_apart(read: Callable[[], Any], original: Any) -> str:
-    """What is wrong with how a process with limited memory and time reads; "" for nothing."""
-    import resource
+def _apart(work: Callable[[], Any]) -> str:
+    """What is wrong in a process with limited memory and time: what `work` returns, or raises.
 
+    One line about data, settings or a NaN is nothing wrong.
+    """
     said, saying = os.pipe()
     pid = os.fork()
     if not pid:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
         signal.alarm(20)
-        code, text = 0, ""
+        text = ""
         try:
             with watched() as events:
-                if not same(read(), original):
-                    code, text = 4, "other data"
-        except (DataError, ConfigError) as error:
-            code, text = (5, f"not one line: {error}") if "\n" in str(error) else (0, "")
+                text = work()
+        except (DataError, ConfigError, NonFiniteError) as error:
+            text = f"not one line: {error}" if "\n" in str(error) else ""
         except BaseException as error:
-            code, text = 3, f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}"
         if events:
-            code, text = 6, f"events {sorted(set(events))}"
+            text = f"events {sorted(set(events))}"
         os.write(saying, text.encode(errors="replace")[:1000])
-        os._exit(code)
+        os._exit(0)
     os.close(saying)
     with os.fdopen(said, errors="replace") as pipe:
         text = pipe.read()
     code = wait(pid)
-    return text if code >= 0 else f"killed by signal {-code}"
+    return text if code == 0 else f"killed by signal {-code}"
 
 
 def _tensors(data: TaskData) -> list[Any]:

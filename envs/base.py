@@ -124,7 +124,13 @@ class CounterRNG:
         return {"seed": self.seed, "episode": self.episode.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ValueError: the seed is no integer of 64 bits.
+        """
+        if type(state["seed"]) is not int or not -(2**63) <= state["seed"] < 2**63:
+            raise ValueError(f"seed: expected a 64-bit integer, got {state['seed']!r}"[:200])
         self.seed, self._key = state["seed"], None
         self.episode.copy_(state["episode"])
 
@@ -424,11 +430,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if live.keys() != saved.keys():
             raise ValueError(f"environment state: expected {sorted(live)}, got {sorted(saved)}")
         for name, value in live.items():  # all are checked before the first is changed
-            if saved[name].shape != value.shape:
-                raise ValueError(
-                    f"environment state {name!r}: expected shape {tuple(value.shape)}, "
-                    f"got {tuple(saved[name].shape)}"
-                )
+            expected, got = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, saved[name]))
+            if expected != got:
+                raise ValueError(f"environment state {name!r}: expected {expected}, got {got}")
         for name, value in live.items():
             value.copy_(saved[name])
         self.rng.load_state_dict(state["rng"])

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.core.structure import require_like
+
 
 class NonFiniteError(RuntimeError):
     """A NaN or infinity reached the training loop; the message names its source."""
@@ -78,7 +80,14 @@ class Mean:
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is none of means'.
+        """
+        names, zero = list(state["sums"]), torch.zeros((), dtype=torch.float64)
+        like = {"sums": dict.fromkeys(names, zero), "counts": dict.fromkeys(names, 1)}
+        require_like(state, like, "metrics")
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.core.structure import require_like
+
 Fields = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Name -> (shape of one environment's value, dtype)."""
 
@@ -299,19 +301,19 @@ class Replay:
             ValueError: the rows belong to other fields, capacity or number of environments; or the
                 file does not have them any more.
         """
-        saved_rows = state.get("rows", {})
+        saved_rows, position, full = state.get("rows", {}), state["position"], state["full"]
+        if type(position) is not int or type(full) is not bool:
+            raise ValueError(f"replay position {position!r}, full {full!r}"[:200])
         if self._file is not None:
             self._file.load_state_dict(state)
         for dtype, width in self._widths.items() if self._file is None else ():
             rows = self._rows[dtype][..., :width]
-            saved = saved_rows.get(str(dtype))
-            if saved is None or saved.shape[1:] != rows.shape[1:] or len(saved) > self.capacity:
-                raise ValueError(
-                    f"replay rows {dtype}: expected at most {tuple(rows.shape)}, "
-                    f"got {None if saved is None else tuple(saved.shape)}"
-                )
-            rows[: len(saved)] = saved
-        self.position, self.full, self._episodes = state["position"], state["full"], None
+            saved, steps = saved_rows.get(str(dtype)), self.capacity if full else position
+            if not 0 <= position < self.capacity:
+                raise ValueError(f"replay position {position}, expected less than {self.capacity}")
+            require_like(saved, rows[:steps], f"replay rows {dtype}")
+            rows[:steps] = saved
+        self.position, self.full, self._episodes = position, full, None
 
     @classmethod
     def open(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -431,6 +433,9 @@ class RowFile:
                 f"replay file {self.path}: {newest - written} steps were written since that "
                 f"checkpoint, more than slack={self._layout['length'] - self._layout['capacity']}"
             )
+        at = divmod(written, self._layout["length"])
+        if (bool(at[0]), at[1]) != (state["full"], state["position"]):
+            raise ValueError(f"replay file {self.path}: {written} steps end elsewhere")
         self._steps[0], self._continues = written, True
 
     @classmethod

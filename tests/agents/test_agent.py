@@ -151,6 +151,31 @@ def test_checkpoint_of_another_agent_or_size(small, tmp_path):
         SLIM.load(tmp_path / "small.ckpt", hidden=[24, 24])
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("obs",), torch.zeros(3, 22), "obs: expected a tensor of shape"),
+        (("state", "skill"), torch.zeros(8, 2).double(), r"state\['skill'\]: expected float32"),
+        (("state",), {}, r"state: expected keys \['skill'\], got keys \[\]"),
+        (("metrics", "counts"), {"loss": 1}, r"metrics\['counts'\]: expected keys"),
+        (("env", "rng", "seed"), "0", "seed: expected a 64-bit integer, got '0'"),
+        (("env", "elapsed"), torch.zeros(8), "'elapsed': expected torch.int64"),
+    ],
+)
+def test_a_checkpoint_has_the_structure_of_its_agent(small, tmp_path, path, value, message):
+    agent = SLIM(**small)
+    agent.learn(callback=lambda agent, row: False)
+    tree = agent.state_dict()
+    agent.restore(tree, "whole.ckpt")
+    *above, last = path
+    place = tree
+    for key in above:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(CheckpointError, match=f"mended.ckpt: does not fit this agent: .*{message}"):
+        agent.restore(tree, "mended.ckpt")
+
+
 class Broken(envs.BatchedEnv):
     """The tabletop with one NaN in a chosen place after 12 steps."""
 

@@ -72,6 +72,14 @@ def test_refuses_what_does_not_fit():
         replay.add(**{**step(0), "reward": torch.zeros(3)})
     with pytest.raises(ValueError, match="replay rows"):
         replay.load_state_dict(Replay(FIELDS, 5, 3).state_dict())
+    for wrong in ({"position": "2"}, {"position": 5}, {"full": 0}, {"position": 1}):
+        with pytest.raises(ValueError, match="replay"):
+            replay.load_state_dict(filled(2).state_dict() | wrong)
+    larger = Replay(FIELDS, 8, 4)
+    larger.load_state_dict(filled(3).state_dict())
+    assert len(larger) == 12
+    with pytest.raises(ValueError, match="replay rows"):  # whose order would be lost
+        larger.load_state_dict(filled(7).state_dict())
 
 
 # ---- sequences

@@ -219,7 +219,7 @@ def test_state_continues_exactly() -> None:
 
 def test_state_of_another_environment_is_refused() -> None:
     state = PointMass(3).state_dict()
-    with pytest.raises(ValueError, match=r"'position'.*\(4, 2\), got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"'position'.*\(4, 2\), got .*\(3, 2\)"):
         PointMass(4).load_state_dict(state)
     state["state"] = {"speed": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"expected .*'position'\], got .*'speed'\]"):

@@ -1,0 +1,92 @@
+"""What the parts of a checkpoint have to look like, checked before anything takes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of every parameter."""
+
+
+def require_like(value: Any, like: Any, where: str) -> None:
+    """Check that `value` has the structure of `like`; numbers may differ, switches may not.
+
+    Args:
+        value: a tree of a checkpoint.
+        like: its counterpart here: a tensor (type and shape count), a dict (keys count), a list or
+            tuple (length counts), a number, or a bool, str or None (which has to be the same).
+        where: what messages call it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if isinstance(like, Tensor):
+        expected, got = _kind(like), _kind(value) if isinstance(value, Tensor) else _show(value)
+    elif isinstance(like, dict):
+        expected, got = f"keys {sorted(map(str, like))}", _show(value)
+        if isinstance(value, dict):
+            got = f"keys {sorted(map(str, value))}"
+    elif isinstance(like, (list, tuple)):
+        expected, got = f"{len(like)} entries", _show(value)
+        if isinstance(value, (list, tuple)):
+            got = f"{len(value)} entries"
+    elif isinstance(like, float):
+        finite = type(value) is float and math.isfinite(value)
+        expected, got = "a finite float", "a finite float" if finite else _show(value)
+    elif type(like) is int:
+        expected, got = "an integer", "an integer" if type(value) is int else _show(value)
+    else:
+        expected, got = _show(like), _show(value)
+    if expected != got:
+        raise ValueError(f"{where}: expected {expected[:200]}, got {got[:200]}")
+    if isinstance(like, dict):
+        for key, part in like.items():
+            require_like(value[key], part, f"{where}[{key!r}]")
+    elif isinstance(like, (list, tuple)):
+        for i, part in enumerate(like):
+            require_like(value[i], part, f"{where}[{i}]")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict` of an Adam, which by itself takes anything and fails in a later step.
+
+    Raises:
+        ValueError: the state belongs to other parameters, or it is none of Adam's.
+    """
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    if len(saved) != len(groups):
+        raise ValueError(f"expected {len(groups)} groups of parameters, got {len(saved)}")
+    for i, (group, of_file) in enumerate(zip(groups, saved, strict=True)):
+        for name, value in group.items():
+            # A switch that this torch has and the one that wrote the file had not is as it is here.
+            if name != "params" and (name in of_file or not isinstance(value, bool | None)):
+                require_like(of_file[name], value, f"group {i}: {name}")
+        if [type(j) for j in of_file["params"]] != [int] * len(group["params"]):
+            raise ValueError(f"group {i}: expected {len(group['params'])} parameters")
+    parameters = [p for group in groups for p in group["params"]]
+    indices = [j for of_file in saved for j in of_file["params"]]
+    for index, moments in state["state"].items():
+        if index not in indices:
+            raise ValueError(f"moments of parameter {_show(index)}, which no group has")
+        like = parameters[indices.index(index)].detach()
+        require_like(
+            moments, dict(zip(_MOMENTS, (torch.tensor(0.0), like, like), strict=True)),
+            f"moments of parameter {index}",
+        )  # fmt: skip
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        # Fused Adam walks raw memory: moments need the strides of their parameters.
+        for name in _MOMENTS[1:]:
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _show(value: Any) -> str:
+    return f"{_kind(value)}" if isinstance(value, Tensor) else repr(value)[:80]
