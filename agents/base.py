@@ -514,16 +514,17 @@ class Agent:
                 raise ValueError(f"{name}: expected a count, got {tree[name]!r}"[:200])
         if not isinstance(tree["best_score"], float | int | None):
             raise ValueError(f"best_score: expected a number, got {tree['best_score']!r}"[:200])
+        obs, started = tree["obs"], tree["obs"] is not None
         same_rows = len(tree["returns"][0]) == self.num_envs
         same_device = tree["device"] == self.device.type and parallel.rank() == 0
-        goes_on = same_rows and same_device and tree["obs"] is not None
+        goes_on = same_rows and same_device and started
         if goes_on:
             with self.using(torch.Generator(self.device)):  # whose draws nobody sees
                 like = self.initial_state(self.num_envs)
             require_like(tree["state"], like, "state")
             require_like(tree["returns"], self._returns, "returns")
-            shape = (self.num_envs, *self.env.single_observation_space.shape)
-            if not isinstance(tree["obs"], Tensor) or tree["obs"].shape != shape:
+            shape: Any = (self.num_envs, *(self.env.single_observation_space.shape or ()))
+            if getattr(obs, "shape", None) != shape:
                 raise ValueError(f"obs: expected a tensor of shape {shape}")
         for name, part in self.parts.items():
             if name not in tree["parts"]:
@@ -547,10 +548,10 @@ class Agent:
         self._metrics.load_state_dict(_to(tree["metrics"], self.device))
         if goes_on:
             self.env.load_state_dict(tree["env"])
-            self._obs = tree["obs"].to(self.device)
+            self._obs = obs.to(self.device)
             self._state = _to(tree["state"], self.device)
             self._returns = tree["returns"].to(self.device)
-        elif tree["obs"] is not None:
+        elif started:
             self.cut_episodes()
 
     def save(self, path: str | Path) -> None:

@@ -43,12 +43,11 @@ def require_like(value: Any, like: Any, where: str) -> None:
         expected, got = _show(like), _show(value)
     if expected != got:
         raise ValueError(f"{where}: expected {expected[:200]}, got {got[:200]}")
-    if isinstance(like, dict):
-        for key, part in like.items():
-            require_like(value[key], part, f"{where}[{key!r}]")
-    elif isinstance(like, (list, tuple)):
-        for i, part in enumerate(like):
-            require_like(value[i], part, f"{where}[{i}]")
+    parts: Any = value
+    inner: Any = like if isinstance(like, dict) else {}
+    inner = dict(enumerate(like)) if isinstance(like, (list, tuple)) else inner
+    for key, part in inner.items():
+        require_like(parts[key], part, f"{where}[{key!r}]")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from agents.core.structure import load_optimizer, require_like
 
 
 def stepped(fused: bool = True) -> torch.optim.Adam:
-    layer = torch.nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(3, 4, 2)
+    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(layer.parameters(), 1e-3, fused=fused)
     layer(torch.rand(2, 3, 4, 4)).square().sum().backward()
     optimizer.step()
