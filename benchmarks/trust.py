@@ -11,7 +11,7 @@
     checkpoints  mutated files and mutated contents: one clear error, or the identical tree
     datasets     mutated HDF5, Minari and npz files: one clear error, or the identical data
     workers      workers of foreign environments that die, hang or raise
-    soak         growth of memory and file descriptors; count is seconds
+    soak         growth of memory and file descriptors in a run; count is seconds
 
 Runs are configs/smoke/<agent> in forked processes, so that a start costs no imports, and end with
 an evaluation instead of a report, so that signals hit the learning. Every campaign is one function
@@ -22,6 +22,7 @@ the newest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -35,12 +36,14 @@ from typing import Any
 
 import common
 import torch
+from scipy.stats import theilslopes
 from trust_faults import nan, workers
 from trust_inputs import checkpoints, configs, datasets
 from trust_runs import DEADLINE, Problems, interrupted, make, same, start, wait, whole
 
 from agents import AGENTS
 from agents.core.checkpoint import load_checkpoint
+from agents.core.run import Run
 
 # ---- campaigns: (agent, count, folder) -> trials, problems
 
@@ -122,23 +125,41 @@ def repeated(name: str, count: int, folder: Path) -> tuple[int, Problems]:
 
 
 def soak(name: str, count: int, folder: Path) -> tuple[int, Problems]:
-    """Learns for `count` seconds; growth after the first third of the time."""
-    agent = make(name, folder, log_interval=5)
+    """Learns for `count` seconds in a run directory; growth after the first third of the time.
+
+    With rows of metrics, checkpoints and evaluations all along. Memory grows as the median slope
+    between 24 measurements says (Theil-Sen), since an evaluation's memory comes and goes.
+    """
+    agent = make(name, folder, log_interval=5, eval_interval=100, eval_episodes=16)
     began, marks = time.monotonic(), []
 
     def measure(agent: Any, row: dict[str, float]) -> bool:
         passed = time.monotonic() - began
-        if passed > count / 3 * (1 + len(marks)):
+        if passed > count / 3 + len(marks) * count / 36:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            marks.append((pages * 4096 / 2**20, len(os.listdir("/proc/self/fd"))))
+            descriptors = len(os.listdir("/proc/self/fd"))
+            marks.append((passed, pages * 4096 / 2**20, descriptors, agent.num_updates))
         return passed < count
 
-    agent.learn(total_timesteps=10**12, callback=measure)
-    if len(marks) < 2:
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        Run(folder / name, name, {}) as files,
+    ):
+        agent.run = files
+        agent.learn(total_timesteps=10**12, callback=measure)
+    if len(marks) < 12:
         return count, ["too few measurements"]
-    growth = (marks[-1][0] / marks[0][0] - 1) * 600 / (count * (len(marks) - 1) / 3)
+    seconds, memory, descriptors, updates = zip(*marks, strict=True)
+    growth = 600 * theilslopes(memory, seconds).slope / memory[0]
+    print(
+        f"{name}: {growth:+.2%} in 10 minutes: {memory[0]:.1f} to {memory[-1]:.1f} MB, "
+        f"{updates[0]:,} to {updates[-1]:,} updates, {descriptors[-1]} descriptors"
+    )
     problems = [f"memory grows by {growth:.1%} in 10 minutes"] if growth > 0.01 else []
-    return count, problems + (["file descriptors grow"] if marks[-1][1] > marks[0][1] else [])
+    if descriptors[-1] > descriptors[0]:
+        problems.append(f"{descriptors[0]} file descriptors became {descriptors[-1]}")
+    return count, problems
 
 
 CAMPAIGNS: dict[str, tuple[Callable[[str, int, Path], tuple[int, Problems]], int]] = {
