@@ -90,6 +90,7 @@ def start(name: str, run: Path, folder: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(descriptor, "w", buffering=1)  # not pytest's
         code = train.main([f"smoke/{name}", f"run={run}", *settings(name, folder)])
     except KeyboardInterrupt:
         code = 130
