@@ -111,7 +111,7 @@ class Fault:
         source, _, what = error.partition(":")
         if not source or not what.startswith(" NaN or infinity") or "\n" in error:
             found.append(f"no source in {error!r}")
-        if self.place in ("observation", "reward") and (
+        if self.place in ("observation", "reward", "action") and (
             source != self.place or f"in environment {self.row};" not in error
         ):
             found.append(f"environment {self.row} is not named in {error!r}")

@@ -22,7 +22,8 @@ SHORT = [
         }.items()
         for name in AGENTS
     ),
-    ("signals", "masd", 1), ("signals", "acorm", 1), ("disk", "masd", 1), ("same", "corro", 1), ("same", "acorm", 1),
+    ("signals", "masd", 1), ("signals", "acorm", 1), ("disk", "masd", 1),
+    ("same", "corro", 1), ("same", "acorm", 1),
     ("datasets", "-", 40), ("workers", "-", 1),
 ]  # fmt: skip
 
