@@ -718,6 +718,7 @@ def test_a_scripted_episode_that_is_interrupted_leaves_no_trace(monkeypatch) -> 
 def test_compiled_is_eager(name: str, rules: str, num_envs: int) -> None:
     eager, compiled = (make(name, num_envs, rules=rules, compile=flag) for flag in (False, True))
     (_, info), _ = eager.reset(seed=0), compiled.reset(seed=0)
+    eager.elapsed += eager.max_episode_steps - 20  # all of them begin again on the way
     ended = 0
     for seed in range(40):
         action = available(info, seed)
@@ -729,7 +730,7 @@ def test_compiled_is_eager(name: str, rules: str, num_envs: int) -> None:
         assert torch.allclose(info["state"], second[4]["state"], atol=1e-4)
         assert torch.equal(info["avail_actions"], second[4]["avail_actions"])
         ended += int((first[2] | first[3]).sum())
-    assert ended or name == "MMM"
+    assert ended
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
