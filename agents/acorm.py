@@ -15,6 +15,7 @@ learnt), the start of W, and the switches `td_lambda`, `per_agent_epsilon`, `clu
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -65,7 +66,7 @@ class ACORMConfig(AgentConfig):
     capacity: int = 300_000
     """Environment steps that are remembered, summed over the environments."""
     precision: Literal["float16", "float32"] = "float16"
-    """Of remembered observations and states."""
+    """Of remembered observations and states; the first holds values up to 65504."""
     batch_size: int = 32
     """Episodes per gradient step, B; learning begins when so many have ended."""
     roles: bool = True
@@ -98,7 +99,9 @@ class ACORMConfig(AgentConfig):
     contrastive_lr: float = 8e-4
     """Adam's step size for the contrastive loss."""
     contrastive_embedding: bool = False
-    """Whether the contrastive loss trains the embedding, too."""
+    """Whether the contrastive loss trains the embedding, too. Off as in the published code, whose
+    contrastive step computes the embedding without gradients and trains the role encoder and W
+    only; the paper's loss, z = f(e), would reach it. TD and pre-training shape it either way."""
     clusters: int = 3
     """K, at most; there are never more than agents that are alive."""
     cluster_across: Across = "step"
@@ -235,6 +238,7 @@ class ACORM(Agent):
         self.networks = nn.ModuleDict(networks).to(self.device)
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
         self.progress, self.memory = Progress(), self._memory()
+        self.largest = {name: torch.zeros((), device=self.device) for name in ("obs", "state")}
         self._optimizers()
         self.parts |= {
             "networks": self.networks, "targets": self.targets, "progress": self.progress,
@@ -340,9 +344,14 @@ class ACORM(Agent):
         context, obs = step.context, step.obs
         everyone = torch.ones(obs.shape[:2], dtype=torch.bool, device=self.device)
         everything = everyone[..., None].expand(-1, -1, self.actions)
+        state = context.get("state", obs.flatten(1))
+        self.guard.watch("state", state)
+        for name, value in (("obs", obs), ("state", state)):
+            largest = torch.linalg.vector_norm(value, math.inf)
+            self.largest[name] = torch.maximum(self.largest[name], largest)
         self.memory.add(
             obs=obs,
-            state=context.get("state", obs.flatten(1)),
+            state=state,
             action=step.action,
             available=context.get("avail_actions", everything),
             alive=context.get("alive", everyone),
@@ -358,6 +367,7 @@ class ACORM(Agent):
 
     def update(self) -> dict[str, Tensor]:
         """Gradient steps on whole episodes, as soon as there are enough of them."""
+        self._require_room()
         if not everywhere(self.memory.count_episodes("ended") >= self.config.batch_size):
             return {}
         values: dict[str, list[Tensor]] = {}
@@ -365,6 +375,16 @@ class ACORM(Agent):
             for name, value in self._learn(self._sample()).items():
                 values.setdefault(name, []).append(value)
         return {name: torch.stack(value).mean() for name, value in values.items()}
+
+    def _require_room(self) -> None:
+        """Raise if the memory's precision has made an infinity of what it was given; waits."""
+        most = torch.finfo(getattr(torch, self.config.precision)).max
+        for name, value in self.largest.items():
+            if most < (largest := value.item()) < math.inf:  # infinities have been watched
+                raise ConfigError(
+                    f"precision={self.config.precision}: {name!r} reaches {largest:g}, expected at "
+                    f"most {most:g}; take float32, or scale it"
+                )
 
     def _sample(self) -> Batch:
         """Episodes [T, B, ...]; `learnt` marks their steps, but for a last one that was cut off."""

@@ -4,16 +4,22 @@ An actor π(a | e, z) reads its embedding and its role, shaped by the contrastiv
 The critic of agent i reads the memory of its observations and what the history of the state attends
 to among the roles. PPO on sequences with clipped ratios (Yu et al. 2022).
 
-The published code pre-trains on 4,800 episodes that its curves do not count, shares one optimiser
-and one step size, and ignores its flags of both; here nothing is pre-trained, and the contrastive
-loss is not divided by 10. The critic's memory at the start of a rollout comes from the last update,
-whose parameters were one step older.
+As published, with these differences. The published pre-training, 150 updates of 32 episodes, does
+not count in the curves; here it does (`pretrain`). There keys get gradients and the dead are
+clustered; here only if `defects` says so. That contrastive steps are skipped there unless the last
+episode of a batch is its longest has no counterpart: rollouts are of one length, and the critic's
+memory at their start comes from the last update, whose parameters were one step older. Ours are,
+besides, a first layer of E features and a last one after its memory in the embedding, as on QMIX;
+an actor that begins nearly uniform; Huber's loss of values; gradients clipped for policy and critic
+apart; a step size that does not decay; the start of W; and a contrastive loss that is not divided
+by 10, which Adam would undo.
 Without roles and attention it is recurrent MAPPO: `python train.py recurrent-mappo`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +35,7 @@ from agents.core.roles import Across, Roles, StateAttention
 from agents.core.structure import require_like
 
 Batch = dict[str, Tensor]
+Defect = Literal["key-gradient", "dead-agents"]
 
 
 @dataclass
@@ -62,13 +69,18 @@ class ACORMMAPPOConfig(AgentConfig):
     contrastive_lr: float = 5e-4
     """Adam's step size for the contrastive loss."""
     contrastive_embedding: bool = False
-    """Whether the contrastive loss trains the embedding, too."""
+    """Whether the contrastive loss trains the embedding, too; see `acorm`."""
     clusters: int = 3
     """K, at most; there are never more than agents that are alive."""
     cluster_across: Across = "step"
     """Agents that are clustered together: of one step of one episode, or of the batch at a time."""
     key_rate: float = 0.005
-    """Rate at which the key encoder follows, per contrastive step."""
+    """Rate at which the key encoder follows, per update and once more per contrastive step."""
+    pretrain: int = 150
+    """First updates, which only take a step of the embedding, to predict the next observation, and
+    a contrastive one."""
+    pretrain_lr: float = 1e-3
+    """Adam's step size for the embedding in these."""
     lr: float = 5e-4
     """Adam's step size."""
     gamma: float = 0.99
@@ -85,6 +97,9 @@ class ACORMMAPPOConfig(AgentConfig):
     """Weight of the policy's entropy."""
     max_grad_norm: float = 10.0
     """Gradient clipping."""
+    defects: list[Defect] = field(default_factory=list)
+    """Mistakes of the published code to put back. `key-gradient`: keys get the gradient;
+    `dead-agents`: the dead are clustered, too."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -92,11 +107,10 @@ class ACORMMAPPOConfig(AgentConfig):
         sizes = ("horizon", "embedding_size", "role_size", "hidden", "critic_hidden", "clusters")
         for name in (*sizes, "epochs", "minibatches"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("lr", "contrastive_lr", "max_grad_norm"):
+        for name in ("lr", "contrastive_lr", "pretrain_lr", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        require(self.entropy >= 0, "entropy", self.entropy, "at least 0")
-        interval = self.contrastive_interval
-        require(interval >= 0, "contrastive_interval", interval, "at least 0")
+        for name in ("entropy", "contrastive_interval", "pretrain"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.gae_lambda <= 1, "gae_lambda", self.gae_lambda, "in [0, 1]")
         require(0 < self.clip < 1, "clip", self.clip, "in (0, 1)")
@@ -193,9 +207,10 @@ class ACORMMAPPO(Agent):
         context, flat = env.context(), self.agents * self.features
         self.states = context["state"].shape[1] if "state" in context else flat
         self.roles = Roles(
-            self.features, config.embedding_size, config.role_size, self.features, bounded=False
-        ).to(self.device)
-        self.roles.key_encoder.requires_grad_(False)
+            self.features, config.embedding_size, config.role_size, self.features + self.agents,
+            bounded=False,
+        ).to(self.device)  # fmt: skip
+        self.roles.key_encoder.requires_grad_("key-gradient" in config.defects)
         inputs = config.embedding_size + config.role_size * config.roles
         self.actor = nn.Sequential(
             nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, self.actions)
@@ -212,11 +227,15 @@ class ACORMMAPPO(Agent):
         )
         contrast = [*encoder, *roles.contrast.parameters()]
         contrast += embedding if config.contrastive_embedding else []
+        contrast += [p for p in roles.key_encoder.parameters() if p.requires_grad]
         self.contrastive = torch.optim.Adam(contrast, config.contrastive_lr, fused=True)
+        decoding = [*embedding, *roles.decoder.parameters()]
+        self.pretraining = torch.optim.Adam(decoding, config.pretrain_lr, fused=True)
         self.before = Memories(self._no_memories())
         self.parts |= {
             "roles": roles, "actor": self.actor, "critic": self.critic, "before": self.before,
             "optimizer": self.optimizer, "contrastive_optimizer": self.contrastive,
+            "pretraining_optimizer": self.pretraining,
         }  # fmt: skip
         self.rollout_steps, self.memory = config.horizon, self._memory()
 
@@ -289,13 +308,23 @@ class ACORMMAPPO(Agent):
     # ---- learning
 
     def update(self) -> dict[str, Tensor]:
-        """Epochs of clipped policy gradients on sequences, then perhaps a contrastive step."""
+        """Of the embedding and the roles at first, of everything ever after."""
         config, batch = self.config, self.memory.steps()
         for name in ("available", "alive", "starts"):
             batch[name] = batch[name].bool()
         before = {"embedding": batch["embedding"][0], **self.before.values}
         batch |= self._advantages(batch, before)
-        sums: dict[str, Tensor] = {}
+        pretraining = config.roles and self.num_updates < config.pretrain
+        metrics = self._pretrain(batch, before) if pretraining else self._improve(batch, before)
+        interval, turn = config.contrastive_interval, self.num_updates + 1
+        if config.roles and interval and (pretraining or turn % interval == 0):
+            metrics |= self._contrast(batch, before)
+        self.memory.clear()
+        return metrics
+
+    def _improve(self, batch: Batch, before: Batch) -> dict[str, Tensor]:
+        """Epochs of clipped policy gradients on sequences."""
+        config, sums = self.config, {}
         for _ in range(config.epochs):
             order = torch.randperm(self.num_envs, generator=self.generator, device=self.device)
             for rows in order.chunk(config.minibatches):
@@ -306,13 +335,9 @@ class ACORMMAPPO(Agent):
                 loss = losses["policy/loss"] + losses["critic/loss"]
                 self._descend(loss - config.entropy * losses["policy/entropy"], self.optimizer)
                 sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
+        self.roles.follow(config.key_rate)
         steps = config.epochs * len(order.chunk(config.minibatches))
-        metrics = {name: value / steps for name, value in sums.items()}
-        interval = config.contrastive_interval
-        if config.roles and interval and (self.num_updates + 1) % interval == 0:
-            metrics |= self._contrast(batch, before)
-        self.memory.clear()
-        return metrics
+        return {name: value / steps for name, value in sums.items()}
 
     def _descend(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
         optimizer.zero_grad()
@@ -392,12 +417,23 @@ class ACORMMAPPO(Agent):
         with torch.set_grad_enabled(config.contrastive_embedding):
             memory = self.roles.body(batch["obs"], before["embedding"], batch["starts"])
             embedding = self.roles.output(memory)
+        alive = batch["alive"]
+        counts = torch.ones_like(alive) if "dead-agents" in config.defects else alive
         loss = self.roles.contrastive_loss(
-            embedding, batch["alive"], config.clusters, self.generator, config.cluster_across
-        )
+            embedding, counts, config.clusters, self.generator, config.cluster_across,
+            "key-gradient" not in config.defects,
+        )  # fmt: skip
         self._descend(loss, self.contrastive)
         self.roles.follow(config.key_rate)
         return {"roles/information": -loss.detach()}
+
+    def _pretrain(self, batch: Batch, before: Batch) -> dict[str, Tensor]:
+        """One step of the embedding towards predicting the next observation, and who it is."""
+        memory = self.roles.body(batch["obs"], before["embedding"], batch["starts"])
+        embedding, going = self.roles.output(memory), batch["ended"] == 0
+        loss = self.roles.decoding_loss(embedding, batch["next_obs"], going)
+        self._descend(loss, self.pretraining)
+        return {"embedding/loss": loss.detach()}
 
     # ---- evaluation
 

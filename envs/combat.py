@@ -222,17 +222,19 @@ class Combat(BatchedEnv):
         return reward, terminated, {"battle_won": won}
 
     def _enemies(self, policy: Policy) -> Tensor:
-        """Actions [N, E] of a policy for the enemies, checked."""
+        """Actions [N, E] of a policy for the enemies, checked; on a GPU looking would wait."""
         obs, context = self.observe(side=1)
         action, available = torch.as_tensor(policy(obs, context)), context["avail_actions"]
-        action = action.to(self.device)
+        action, last = action.to(self.device), available.shape[2] - 1
         known = action.shape == available.shape[:2] and not action.is_floating_point()
-        if not known or not bool(((action >= 0) & (action < available.shape[2])).all()):
+        if known and self.device.type == "cpu":
+            known = bool(((action >= 0) & (action <= last)).all())
+        if not known:
             raise ValueError(
-                f"opponent: expected integers {tuple(available.shape[:2])} in 0 .. "
-                f"{available.shape[2] - 1}, got {action.dtype} {tuple(action.shape)}"
+                f"opponent: expected integers {tuple(available.shape[:2])} in 0 .. {last}, "
+                f"got {action.dtype} {tuple(action.shape)}"
             )
-        return action
+        return action.long().clamp(0, last)
 
     def _proceed(self, action: Tensor, scripts: Scripts) -> tuple[Tensor, Tensor, Tensor]:
         battle, reward, terminated, won, self._last = self._transition(
@@ -369,22 +371,24 @@ class Combat(BatchedEnv):
         if not isinstance(self.opponent, str):
             raise ValueError("scripted: expected a scripted opponent, got a policy")
         saved = self.state_dict()
-        self.reset(seed=seed)
-        record = Record(*torch.zeros(3, self.num_envs, device=self.device))
-        idle = torch.zeros_like(self.battle.action).t()
-        running = torch.ones_like(self._everyone)
-        while bool(running.any()):
-            self.rng.advance()
-            reward, over, won = self._proceed(idle, (script, self.opponent))
-            self.elapsed += 1
-            record = Record(
-                record.won + (won & running),
-                record.length + running,
-                record.returned + reward * running,
-            )
-            running &= ~over & (self.elapsed < self.max_episode_steps)
-        self._last = None
-        self.load_state_dict(saved)
+        try:
+            self.reset(seed=seed)
+            record = Record(*torch.zeros(3, self.num_envs, device=self.device))
+            idle = torch.zeros_like(self.battle.action).t()
+            running = torch.ones_like(self._everyone)
+            while bool(running.any()):
+                self.rng.advance()
+                reward, over, won = self._proceed(idle, (script, self.opponent))
+                self.elapsed += 1
+                record = Record(
+                    record.won + (won & running),
+                    record.length + running,
+                    record.returned + reward * running,
+                )
+                running &= ~over & (self.elapsed < self.max_episode_steps)
+        finally:  # also when it is interrupted
+            self._last = None
+            self.load_state_dict(saved)
         return record
 
     def scripted_win_rate(self, script: str, seed: int | None = None) -> float:
@@ -481,6 +485,8 @@ def make_combat(
     rules: Literal["sc2", "smax"] = "sc2",
     opponent: str | Policy | None = None,
     reward: Literal["shaped", "sparse"] = "shaped",
+    reward_only_positive: bool = True,
+    reward_negative_scale: float = 0.5,
     jitter: float = 0.0,
     compile: bool = False,
 ) -> Combat:
@@ -511,8 +517,15 @@ def make_combat(
         seed: of starts, teams and weapons.
         rules: 'sc2' or 'smax'.
         opponent: a script, or a policy (see `Combat.observe`); None takes the rules' own.
-        reward: 'shaped', or 'sparse': 1 for a victory and -1 for a defeat.
-        jitter: half-width of the random part of each coordinate of the starts [m]; for `sc2`.
+        reward: 'shaped', or 'sparse': 1 for a victory, -1 for a defeat, 0 where both sides die at
+            once or time runs out.
+        reward_only_positive: as in SMAC; False, for shaped rewards of `sc2`, takes off what the
+            allies lose: their health and shields, and 10 for each that dies. What enemies gain by
+            regenerating is taken off, too, where it otherwise counts as nothing.
+        reward_negative_scale: factor of what is taken off, at least 0.
+        jitter: half-width of the random part of each coordinate of the starts [m], for the maps of
+            `sc2`; a unit that would be off the ground starts where it would without. Random teams
+            and `smax` have random starts already, and refuse it.
         compile: fuse a step by `torch.compile` (needs a C++ compiler; a minute at the first step).
 
     Raises:
@@ -525,12 +538,17 @@ def make_combat(
     one_of("reward", reward, ("shaped", "sparse"))
     if opponent is not None and not callable(opponent):
         one_of("opponent", opponent, SCRIPTS)
-    if not 0 <= jitter < math.inf:
-        raise ValueError(f"jitter={jitter}: expected at least 0, and finite")
-    if rules == "sc2":
-        one_of("map", map, (*MAPS, *RANDOM))
-        return SC2Combat(map, num_envs, device, seed, opponent, reward, jitter, compile)
-    one_of("map", map, tuple(SMAX_MAPS))
-    if jitter:
-        raise ValueError(f"jitter={jitter}: expected 0, the starts of rules='smax' are random")
-    return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)
+    for name, value in (("jitter", jitter), ("reward_negative_scale", reward_negative_scale)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value}: expected at least 0, and finite")
+    one_of("map", map, (*MAPS, *RANDOM) if rules == "sc2" else tuple(SMAX_MAPS))
+    if jitter and (rules == "smax" or map in RANDOM):
+        what = "rules='smax'" if rules == "smax" else "random teams"
+        raise ValueError(f"jitter={jitter}: expected 0, the starts of {what} are random")
+    if not reward_only_positive and (rules == "smax" or reward == "sparse"):
+        what = "rules='smax'" if rules == "smax" else "reward='sparse'"
+        raise ValueError(f"reward_only_positive=False: expected True with {what}")
+    if rules == "smax":
+        return SMAXCombat(map, num_envs, device, seed, opponent, reward, compile)
+    scale = None if reward_only_positive else reward_negative_scale
+    return SC2Combat(map, num_envs, device, seed, opponent, reward, scale, jitter, compile)

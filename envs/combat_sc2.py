@@ -98,10 +98,12 @@ class SC2Combat(Combat):
         seed: int,
         opponent: str | Policy | None,
         reward: str,
+        negative_scale: float | None,
         jitter: float,
         compile: bool,
     ) -> None:
-        self.sparse, self.jitter, self.random_teams = reward == "sparse", jitter, map in RANDOM
+        self.sparse, self.negative_scale = reward == "sparse", negative_scale
+        self.jitter, self.random_teams = jitter, map in RANDOM
         race, battlefield = RANDOM[map] if self.random_teams else ("", MAPS[map])
         self.map, self.race = battlefield, race
         sides = battlefield.allies, battlefield.enemies
@@ -200,6 +202,7 @@ class SC2Combat(Combat):
         total, fresh = self.num_units, self._blank()
         noise = draws[: 2 * total].view(2, total, -1)
         kind, position = self._kind, self._grid + self.jitter * (2 * noise - 1)
+        position = torch.where(self._open(position), position, self._grid)
         goal = self._goal.expand_as(position)
         if self.random_teams:
             kind = self._draw_teams(draws[2 * total : 3 * total])
@@ -251,8 +254,8 @@ class SC2Combat(Combat):
         battle = battle._replace(action=action)
         fights = (battle.health > 0) & ~stats.heals
         allies, enemies = (fights[side].any(0) for side in self._sides)
-        won = allies & ~enemies
-        return battle, self._reward(before, battle, stats, won, ~allies), ~(allies & enemies), won
+        won, lost = allies & ~enemies, enemies & ~allies
+        return battle, self._reward(before, battle, stats, won, lost), ~(allies & enemies), won
 
     def _permit(self, battle: Battle, s: Stats, action: Tensor, scripts: Scripts) -> Tensor:
         """What is not available becomes `stop`, or nothing where the unit is dead."""
@@ -488,13 +491,21 @@ class SC2Combat(Combat):
     def _reward(self, before: Battle, after: Battle, s: Stats, won: Tensor, lost: Tensor) -> Tensor:
         """SMAC's: damage to enemies, 10 for each that died, 200 for the battle, scaled to 20."""
         if self.sparse:
-            return won.float() - (lost & ~won).float()
-        foes = self._sides[1]
-        whole = total((s.health + s.shield)[foes], 0)
-        damage = total((before.health + before.shield - after.health - after.shield)[foes], 0)
-        deaths = ((before.health > 0) & (after.health <= 0))[foes].sum(0)
-        most = whole + 10 * self.num_enemies + 200
-        return 20 * (damage.clamp_min(0) + 10 * deaths + 200 * won) / most
+            return won.float() - lost.float()
+
+        def losses(side: int) -> tuple[Tensor, Tensor]:
+            rows = self._sides[side]
+            damage = before.health + before.shield - after.health - after.shield
+            deaths = (before.health > 0) & (after.health <= 0)
+            return total(damage[rows], 0), 10 * deaths[rows].sum(0)
+
+        damage, deaths = losses(1)
+        if self.negative_scale is None:
+            worth = damage.clamp_min(0) + deaths
+        else:
+            worth = damage + deaths - self.negative_scale * sum(losses(0))
+        whole = total((s.health + s.shield)[self._sides[1]], 0)
+        return 20 * (worth + 200 * won) / (whole + 10 * self.num_enemies + 200)
 
     def _see(self, battle: Battle, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         s = self._stats(battle.kind) if self.random_teams else self._fixed[1]

@@ -11,6 +11,7 @@ from trees import assert_same
 import agents
 from agents import ACORM, ConfigError
 from agents.acorm import Defect
+from agents.core.log import NonFiniteError
 from envs.base import BatchedEnv
 
 TINY = {
@@ -482,6 +483,34 @@ def test_the_memory_holds_an_episode():
         ConfigError, match=r"capacity=320: expected at least 3840, an episode of 60"
     ):
         ACORM("combat/3m", num_envs=64, capacity=320)
+
+
+class Loud(Cue):
+    """A cue whose observation, or state, is too large for half precision."""
+
+    def __init__(self, num_envs, obs=1.0, state=1.0):
+        super().__init__(num_envs)
+        self.scale = obs, state
+
+    def _observe(self):
+        return super()._observe() * self.scale[0]
+
+    def context(self):
+        return {"state": super()._observe().flatten(1) * self.scale[1]}
+
+
+@pytest.mark.parametrize("name", ["obs", "state"])
+def test_what_half_precision_cannot_hold_is_named(name):
+    settings = TINY | {"total_timesteps": 80}
+    with pytest.raises(
+        ConfigError, match=f"precision=float16: '{name}' reaches 70000, expected at most 65504"
+    ):
+        ACORM(Loud(4, **{name: 7e4}), **settings).learn()
+    ACORM(Loud(4, **{name: 6e4}), **settings).learn()
+    agent = ACORM(Loud(4, **{name: 7e4}), **settings, precision="float32").learn()
+    assert agent.memory.steps()[name].abs().max() == 7e4
+    with pytest.raises(NonFiniteError, match=f"{'observation' if name == 'obs' else name}: NaN"):
+        ACORM(Loud(4, **{name: float("inf")}), **settings).learn()
 
 
 def test_needs_a_team_with_discrete_actions():

@@ -13,6 +13,7 @@ from agents import ACORMMAPPO, ConfigError
 TINY = {
     "num_envs": 4, "horizon": 10, "embedding_size": 16, "role_size": 8, "hidden": 16,
     "critic_hidden": 16, "clusters": 2, "epochs": 2, "minibatches": 2, "contrastive_interval": 2,
+    "pretrain": 1,
     "log_interval": 1, "eval_episodes": 8, "total_timesteps": 240,
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ def collected(**settings):
         {},
         {"roles": False, "attention": False},
         {"small_attention": True, "cluster_across": "batch", "contrastive_embedding": True},
+        {"defects": ["key-gradient", "dead-agents"]},
     ],
 )
 def test_save_load_continues_bit_for_bit(tmp_path, settings):
@@ -146,9 +148,78 @@ def test_roles_get_no_gradient_from_the_critic():
     assert all(p.grad is not None for p in agent.critic.head.parameters())
 
 
+def moved(agent, update):
+    """Names of the networks that `update` changes."""
+    roles = agent.roles
+    networks = {
+        "body": roles.body, "output": roles.output, "decoder": roles.decoder,
+        "encoder": roles.encoder, "key": roles.key_encoder, "contrast": roles.contrast,
+        "actor": agent.actor, "critic": agent.critic,
+    }  # fmt: skip
+    before = {k: [p.detach().clone() for p in m.parameters()] for k, m in networks.items()}
+    update()
+    pairs = {k: zip(before[k], m.parameters(), strict=True) for k, m in networks.items()}
+    return {k for k, both in pairs.items() if any(not torch.equal(a, b) for a, b in both)}
+
+
+@pytest.mark.parametrize("contrastive", [0, 100])
+def test_pretraining_trains_the_embedding_and_roles_and_then_everything_learns(contrastive):
+    agent = collected(pretrain=1, contrastive_interval=contrastive)
+    roles = {"encoder", "key", "contrast"} if contrastive else set()
+    assert moved(agent, agent.update) == {"body", "output", "decoder"} | roles
+    agent.num_updates = 1
+    agent.collect()
+    learnt = {"body", "output", "encoder", "key", "actor", "critic"}  # keys follow every update
+    assert moved(agent, agent.update) == learnt
+    without = collected(pretrain=1, roles=False, attention=False)
+    assert {"actor", "critic"} <= moved(without, without.update)
+
+
+def test_the_embedding_predicts_the_next_observation_where_there_is_one():
+    agent, told = collected(horizon=20), []
+    batch = agent.memory.steps()
+    batch["starts"] = batch["starts"].bool()
+    before = {"embedding": batch["embedding"][0]}
+    agent.roles.decoding_loss = lambda embedding, following, known: (
+        told.extend([following, known]) or embedding.square().mean()
+    )
+    agent._pretrain(batch, before)
+    following, known = told
+    assert torch.equal(known[:-1], ~batch["starts"][1:]) and not known.all()
+    assert torch.equal(following[:-1][known[:-1]], batch["obs"][1:][known[:-1]])
+
+
+@pytest.mark.parametrize("defects", [[], ["key-gradient"]])
+def test_key_gradient(defects):
+    agent = collected(defects=defects, key_rate=1e-9)
+    batch = agent.memory.steps()
+    batch |= {name: batch[name].bool() for name in ("alive", "starts")}
+    before = [p.detach().clone() for p in agent.roles.key_encoder.parameters()]
+    agent._contrast(batch, {"embedding": batch["embedding"][0]})
+    pairs = zip(before, agent.roles.key_encoder.parameters(), strict=True)
+    assert (max((a - b).abs().max().item() for a, b in pairs) > 1e-5) is bool(defects)
+
+
+@pytest.mark.parametrize("defects", [[], ["dead-agents"]])
+def test_dead_agents(defects):
+    agent, seen = collected(defects=defects), []
+    batch = agent.memory.steps()
+    batch |= {name: batch[name].bool() for name in ("alive", "starts")}
+    loss = agent.roles.contrastive_loss
+    agent.roles.contrastive_loss = lambda embedding, counts, *rest: (
+        seen.append(counts) or loss(embedding, counts, *rest)
+    )
+    agent._contrast(batch, {"embedding": batch["embedding"][0]})
+    assert not batch["alive"].all()
+    expected = torch.ones_like(batch["alive"]) if defects else batch["alive"]
+    assert torch.equal(seen[0], expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"pretrain": -1}, "pretrain=-1: expected at least 0"),
+        ({"defects": ["lagged-action"]}, "defects"),
         ({"roles": False}, "attention=True: expected False without roles"),
         ({"minibatches": 9}, "minibatches=9: expected at most num_envs=4"),
     ],
@@ -161,7 +232,8 @@ def test_refuses_with_one_clear_line(settings, message):
 def test_learns_what_it_must_remember():
     agent = ACORMMAPPO(
         Cue(64), num_envs=64, horizon=6, embedding_size=16, role_size=8, hidden=32, clusters=2,
-        critic_hidden=32, lr=5e-3, epochs=4, total_timesteps=64 * 6 * 40, contrastive_interval=4,
+        critic_hidden=32, lr=5e-3, epochs=4, total_timesteps=64 * 6 * 42, contrastive_interval=4,
+        pretrain=2,
     )  # fmt: skip
     before = agent.evaluate(Cue(256), 256)["return_mean"]
     agent.learn()
