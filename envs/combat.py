@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from envs.base import BatchedEnv, uniform
+from envs.base import BatchedEnv, SimulationError, uniform
 from envs.units import MAPS, RANDOM, SMAX_MAPS, Unit
 
 SCRIPTS = ("closest", "weakest", "attack-move", "heuristic")
@@ -119,6 +119,7 @@ class Combat(BatchedEnv):
         # Not computed within a step: a compiler that knows these numbers overflows.
         self._draws = torch.arange(max(self.step_draws, self.start_draws), device=self.device)
         self.battle = self._blank()
+        self._outside = torch.zeros((), dtype=torch.bool, device=self.device)  # see `_enemies`
         self._transition, self._look_at, self._renew = self._play, self._see, self._restarted
         if compile:
             settings: Any = {"fullgraph": True, "dynamic": False, "options": {"cpp_wrapper": True}}
@@ -222,19 +223,26 @@ class Combat(BatchedEnv):
         return reward, terminated, {"battle_won": won}
 
     def _enemies(self, policy: Policy) -> Tensor:
-        """Actions [N, E] of a policy for the enemies, checked; on a GPU looking would wait."""
+        """Actions [N, E] of a policy for the enemies; on a GPU their values wait for `check`."""
         obs, context = self.observe(side=1)
         action, available = torch.as_tensor(policy(obs, context)), context["avail_actions"]
         action, last = action.to(self.device), available.shape[2] - 1
         known = action.shape == available.shape[:2] and not action.is_floating_point()
-        if known and self.device.type == "cpu":
-            known = bool(((action >= 0) & (action <= last)).all())
-        if not known:
+        if known:
+            self._outside |= ((action < 0) | (action > last)).any()
+        if not known or (self.device.type == "cpu" and bool(self._outside)):
+            self._outside.zero_()
             raise ValueError(
                 f"opponent: expected integers {tuple(available.shape[:2])} in 0 .. {last}, "
                 f"got {action.dtype} {tuple(action.shape)}"
             )
         return action.long().clamp(0, last)
+
+    def check(self) -> None:
+        """See `BatchedEnv`: a policy's actions for the enemies are looked at here on a GPU."""
+        if bool(self._outside):
+            self._outside.zero_()
+            raise SimulationError("opponent: an action that is not in the enemies' action space")
 
     def _proceed(self, action: Tensor, scripts: Scripts) -> tuple[Tensor, Tensor, Tensor]:
         battle, reward, terminated, won, self._last = self._transition(

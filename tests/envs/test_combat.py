@@ -15,6 +15,7 @@ from torch import Tensor
 
 import envs
 from envs.adapt import from_pettingzoo, to_pettingzoo
+from envs.base import SimulationError
 from envs.combat import DT, SCRIPTS, Combat, Record
 from envs.combat_sc2 import SC2Combat, ground_of
 from envs.combat_smax import SMAXCombat
@@ -581,6 +582,10 @@ def test_self_play_is_symmetric_and_sees_the_enemies_side() -> None:
         wrong.opponent = wrong.opponent if bad is None else lambda obs, info, bad=bad: bad
         with pytest.raises(ValueError, match=r"opponent: expected integers \(2, 3\) in 0 \.\. 8"):
             wrong.step(torch.ones(2, 3, dtype=torch.int64))
+    wrong.check()
+    wrong._outside.fill_(True)  # what a GPU notes, where looking at every step would wait
+    with pytest.raises(SimulationError, match="opponent"):
+        wrong.check()
     n = 256
     env = make("3m", n, opponent=policy, jitter=0.5, reward="sparse")
     obs, info = env.reset(seed=0)
