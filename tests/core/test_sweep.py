@@ -6,6 +6,8 @@ and counts its steps. The full one trains.
 
 import fcntl
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -272,11 +274,17 @@ def test_what_another_process_carries_out_is_left_to_it(tmp_path, capsys):
 
 
 def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
-    tasks = make(tmp_path / "it's a folder", 3, 400)
+    folder = tmp_path / "it's \"100%a\" #1"
+    tasks = [*make(folder, 3, 400), *make(folder, 5, mode="fail")]
     path = write_slurm_script(tasks, SCRIPT, 5, 0.5)
     text = path.read_text()
-    for line in ("--array=0-1%5", "--signal=B:USR1@300", "--requeue", "--gpus-per-task=1"):
+    for line in ("--array=0-2%5", "--signal=B:USR1@300", "--requeue", "--gpus-per-task=1"):
         assert f"#SBATCH {line}\n" in text
+    (output,) = re.findall("^#SBATCH (--output=.*)$", text, re.M)
+    (output,) = shlex.split(output)  # sbatch takes a path in double quotes as a shell does
+    symbols = {"%": "%", "A": "77", "a": "1"}
+    output = re.sub("%(.)", lambda symbol: symbols[symbol[1]], output)
+    assert output == f"--output={folder}/slurm-77_1.out"
     assert text == slurm_script(tasks, SCRIPT, 5, 0.5)
     assert subprocess.run(["bash", "-n", path]).returncode == 0
     tools = tmp_path / "tools"
@@ -292,9 +300,14 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    done = element(0)
+    done, failed = element(0), element(2)
     assert done.wait(60) == 0, done.communicate()
     assert tasks[0].finished
+    assert failed.wait(60) == 2
+    assert failed.communicate() == ("", "")
+    first, last = tasks[2].log.read_text().splitlines()
+    assert first.startswith("$ python sweep_script.py toy steps=5 id=0 mode=fail run=/")
+    assert last == tasks[2].last_words() == "error: mode=fail: expected another"
     assert not (tools / "called").exists()
     for number in (signal.SIGUSR1, signal.SIGTERM):
         before = len(numbers(tasks[1], "steps")) if tasks[1].log.parent.exists() else 0
@@ -310,7 +323,14 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
         (tools / "called").unlink()
     steps = numbers(tasks[1], "steps")
     assert steps == list(range(1, len(steps) + 1))
-    assert element(2).wait(60) == 2
+    assert element(3).wait(60) == 2
+
+
+def test_a_path_that_sbatch_cannot_take_is_refused(tmp_path):
+    for name in ("back\\slash", "line\nbreak"):
+        with pytest.raises(ConfigError, match="--on slurm: .*expected no backslash"):
+            write_slurm_script(make(tmp_path / name, 3), SCRIPT, None, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
