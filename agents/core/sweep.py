@@ -317,8 +317,8 @@ def slurm_script(tasks: Sequence[Task], train: Path, jobs: int | None, gpus: flo
         *(f"export {name}={value}" for name, value in _ENVIRONMENT.items()),
         'case "$SLURM_ARRAY_TASK_ID" in',
         *(
-            f"{i}) set -- {shlex.join(task.arguments)}; log={shlex.quote(str(task.log.resolve()))} ;;"
-            for i, task in enumerate(tasks)
+            f"{i}) log={shlex.quote(str(t.log.resolve()))}; set -- {shlex.join(t.arguments)} ;;"
+            for i, t in enumerate(tasks)
         ),
         '*) echo "SLURM_ARRAY_TASK_ID=$SLURM_ARRAY_TASK_ID: no such run" >&2; exit 2 ;;',
         "esac",

@@ -274,7 +274,7 @@ def test_what_another_process_carries_out_is_left_to_it(tmp_path, capsys):
 
 
 def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
-    folder = tmp_path / "it's \"100%a\" #1"
+    folder = tmp_path / 'it\'s "100%a" #1'
     tasks = [*make(folder, 3, 400), *make(folder, 5, mode="fail")]
     path = write_slurm_script(tasks, SCRIPT, 5, 0.5)
     text = path.read_text()
@@ -328,7 +328,7 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
 
 def test_a_path_that_sbatch_cannot_take_is_refused(tmp_path):
     for name in ("back\\slash", "line\nbreak"):
-        with pytest.raises(ConfigError, match="--on slurm: .*expected no backslash"):
+        with pytest.raises(ConfigError, match=r"--on slurm: .*expected no backslash"):
             write_slurm_script(make(tmp_path / name, 3), SCRIPT, None, 0)
     assert not list(tmp_path.iterdir())
 
