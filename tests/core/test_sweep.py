@@ -23,6 +23,7 @@ from agents.core.sweep import (
     Task,
     _outcome,
     _table,
+    carry_out,
     expand,
     run_local,
     run_on_ray,
@@ -189,6 +190,21 @@ def test_local_runs_as_many_as_jobs_and_skips_what_is_finished(tmp_path, capsys,
         list(range(1, n + 1)) for n in (5, 6, 7, 8)
     ]
     assert tasks[0].log.read_text().startswith("$ python sweep_script.py toy steps=5 id=0 run=/")
+
+
+def test_what_is_finished_is_left_out(tmp_path, capsys):
+    done, new = make(tmp_path, 3, 4)
+    options: dict[str, str | None] = {"on": "local", "jobs": "1", "gpus": None, "dry-run": ""}
+    assert carry_out([done], SCRIPT, options) == 0
+    capsys.readouterr()
+    assert carry_out([done, new], SCRIPT, options | {"on": "slurm"}) == 0
+    assert "1 of 2 runs are left; submit them with" in capsys.readouterr().out
+    (script,) = tmp_path.glob("*.sbatch")
+    assert re.findall(r"^(\d+)\) .* id=(\d+)", script.read_text(), re.M) == [("0", "1")]
+    assert carry_out([done, new], SCRIPT, options) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 runs, 1 finished already\n")
+    assert (out.count(done.label), out.count(new.label)) == (0, 1)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
