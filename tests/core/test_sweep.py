@@ -25,6 +25,7 @@ from agents.core.sweep import (
     _table,
     carry_out,
     expand,
+    run_here,
     run_local,
     run_on_ray,
     slurm_script,
@@ -353,6 +354,17 @@ def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"--on ray: needs Ray: pip install 'infomax-rl\[ray\]'"):
         outcomes(run_on_ray(make(tmp_path, 1), SCRIPT, 0, go_on))
+
+
+def test_a_worker_that_finds_the_run_in_use_is_to_try_again(tmp_path):
+    """The lost worker's process may live on for a while; a mistake stays one."""
+    (held,), (failing,) = make(tmp_path, 3), make(tmp_path, 3, mode="fail")
+    held.directory.mkdir()
+    with (held.directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InterruptedError, match="to be gone on with"):
+            run_here(held, str(SCRIPT))
+    assert run_here(failing, str(SCRIPT)) == 2
 
 
 @pytest.fixture(scope="module")
