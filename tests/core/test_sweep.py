@@ -403,6 +403,20 @@ def test_ray_begins_again_where_a_worker_is_lost(cluster, tmp_path, capsys):
         assert (task.directory / "ends").read_text().count("\n") == 1
 
 
+def test_ray_stops_after_saving(cluster, tmp_path):
+    tasks = make(tmp_path, 500, 500)  # 10 s
+
+    def stop() -> int | None:
+        begun = all((task.directory / "last.ckpt").exists() for task in tasks)
+        return signal.SIGTERM if begun else None
+
+    codes = outcomes(run_on_ray(tasks, SCRIPT, 0, stop))
+    assert codes == dict.fromkeys(tasks, 130)
+    for task in tasks:
+        assert task.status() == "interrupted"
+        assert numbers(task, "steps") == list(range(1, numbers(task, "last.ckpt")[0] + 1))
+
+
 @pytest.mark.full
 def test_ray_trains_and_a_killed_worker_changes_nothing(cluster, tmp_path):
     """Two runs of MASD on two workers, one killed after a checkpoint, against plain commands."""
