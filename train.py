@@ -267,7 +267,8 @@ def sweep(arguments: list[str]) -> int:
                    code. --gpus 0.25 lets four runs share a GPU; without it runs see none.
     --on slurm     writes a job array and says how to submit it; partition, time and memory are
                    sbatch's own options. 300 s before its time is up a job saves and queues itself
-                   again. --jobs N runs at most N at a time, --gpus N gives each N GPUs.
+                   again. --jobs N runs at most N at a time, --gpus N gives each N GPUs. What Slurm
+                   says of a job is in slurm-<job>_<run>.out beside the job array.
     --dry-run      lists the runs and how far they are, and does nothing
 
     Ctrl-C, SIGTERM and SIGUSR1 save all runs and stop. Exit codes: 0 every run is finished, 2 some

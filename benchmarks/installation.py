@@ -1,31 +1,37 @@
 """Does an installation work: python benchmarks/installation.py [python3.12 …] [into=<directory>]
 
-For each Python (this one unless said): a fresh virtual environment, our wheel in it with the
-versions of constraints.txt, and a smoke run in an empty directory far from any checkout; then the
-same with an editable installation. In the first Python's environment, too: `openai-agents`, `envs`
-and `mi` of PyPI beside us, before and after us, and uninstalled again. Every case says what has to
-happen; one that does not is an error at the end. Environments that exist in `into` are used as
-they are; versions and outcomes go to benchmarks/results/installation. Needs pip's index, and
-about 2 GB for a Python.
+For each Python (3.11, 3.12 and 3.13 unless said; those that are not here are named): a fresh
+virtual environment, our wheel in it with the versions of constraints.txt, and a smoke run in an
+empty directory far from any checkout; then the same with an editable installation. In the first
+Python's environment, too: `openai-agents`, `envs` and `mi` of PyPI beside us, before and after us,
+and uninstalled again. Every case says what has to happen; one that does not is an error at the end.
+Environments that exist in `into` are used as they are; versions and outcomes go to
+benchmarks/results/installation. Needs pip's index, and about 2 GB for a Python, more where torch
+is a CUDA build.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import common
 
 ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = str(ROOT / "constraints.txt")
+PYTHONS = ("python3.11", "python3.12", "python3.13")
 NEIGHBOURS = {"openai-agents": "agents", "envs": "envs", "mi": "mi"}
 SMOKE = "-m agents smoke/slim total_timesteps=400 eval_episodes=8"
 HELP = "-m agents slim --help"
 WHERE = "-c 'import agents; print(agents.AGENTS, agents.__file__)'"  # the README's line
+SUITE = "-c 'import envs; print(envs.make(\"dmc/cartpole-swingup\", num_envs=2).reset()[0].shape)'"
 REPAIR = "--force-reinstall --no-deps infomax-rl"
 
 
@@ -63,7 +69,10 @@ class Environment:
 
 
 def installed(env: Environment, install: str, quick: bool) -> list[dict[str, Any]]:
-    """What has to work wherever we are installed, from an empty directory; the first if `quick`."""
+    """What has to work wherever we are installed, from an empty directory.
+
+    Only the smoke run and a task of dm_control if `quick`.
+    """
     torch = env.call("-c 'import torch; print(torch.__version__)'")[1]
     cases = {
         "smoke run": (SMOKE, 0, "skills.mp4"),
@@ -86,10 +95,21 @@ def installed(env: Environment, install: str, quick: bool) -> list[dict[str, Any
         "a mistake": ("-m agents slim lrr=1", 2, "error: unknown key 'lrr'"),
     }
     rows = []
-    for case, (line, code, text) in list(cases.items())[: 1 if quick else None]:
+
+    def run(case: str, line: str, code: int, text: str) -> None:
         got, last = env.call(line)
         good = got == code and text in last
         rows.append(_row(env, torch, install, case, f"{code}: … {text}", good, got, last))
+
+    for case, expected in list(cases.items())[: 1 if quick else None]:
+        run(case, *expected)
+    lacking = tuple(map(int, env.version.split(".")[:2])) >= (3, 13)  # see pyproject.toml
+    if lacking:
+        run("dmc/cartpole-swingup without dm-control", SUITE, 1, "pip install --no-deps dm-control")
+        env.pip("install", "-q", "--no-deps", "-c", CONSTRAINTS, "dm-control")
+    run("dmc/cartpole-swingup", SUITE, 0, "torch.Size([2, 5])")
+    if lacking:
+        env.pip("uninstall", "-q", "-y", "dm-control")
     return rows
 
 
@@ -99,16 +119,17 @@ def beside(env: Environment, wheel: Path, install: str) -> list[dict[str, Any]]:
     ours = ("-e", str(ROOT)) if install == "editable" else (str(wheel),)
     rows = []
     for name, package in NEIGHBOURS.items():
-        for case in ("theirs last", "ours last", "theirs uninstalled"):
-            env.pip("uninstall", "-q", "-y", name, "infomax-rl")
-            reinstall = ("install", "-q", "--force-reinstall", "--no-deps", *ours)
-            # openai-agents imports what it depends on; the others' need years-old packages.
-            alone = () if name == "openai-agents" else ("--no-deps",)
-            theirs = ("install", "-q", *alone, "-c", str(ROOT / "constraints.txt"), name)
-            for step in (theirs, reinstall) if case == "ours last" else (reinstall, theirs):
-                env.pip(*step)
+        reinstall = ("install", "-q", "--force-reinstall", "--no-deps", *ours)
+        # openai-agents imports what it depends on; the others' need years-old packages.
+        alone = () if name == "openai-agents" else ("--no-deps",)
+        theirs = ("install", "-q", *alone, "-c", CONSTRAINTS, name)
+        for case in ("ours last", "theirs last", "theirs uninstalled"):
             if case == "theirs uninstalled":
                 env.pip("uninstall", "-q", "-y", name)
+            else:
+                env.pip("uninstall", "-q", "-y", name, "infomax-rl")
+                for step in (theirs, reinstall) if case == "ours last" else (reinstall, theirs):
+                    env.pip(*step)
             for what, line in (("command", HELP), ("import", WHERE)):
                 expected, good = _expected(package, case, what, install)
                 got, last = env.call(line)
@@ -117,7 +138,6 @@ def beside(env: Environment, wheel: Path, install: str) -> list[dict[str, Any]]:
                     _row(env, torch, install, f"{name}, {case}: {what}",
                          f"{'works' if good else 'fails'}: … {expected}", passed, got, last)
                 )  # fmt: skip
-        env.pip("uninstall", "-q", "-y", name)
     env.pip("install", "-q", "--force-reinstall", "--no-deps", *ours)
     return rows
 
@@ -156,48 +176,60 @@ def _row(
 def prepare(python: str, folder: Path, wheel: Path) -> Environment:
     """An environment with our wheel and everything it needs."""
     env = Environment(python, folder)
-    constraints = str(ROOT / "constraints.txt")
     if env.fresh:
-        torch = re.findall(r"^torch==.*", Path(constraints).read_text(), re.M)[0]
+        torch = re.findall(r"^torch==.*", Path(CONSTRAINTS).read_text(), re.M)[0]
         try:  # a CPU build where the index has one, as the Makefile does
             env.pip("install", "-q", f"{torch}+cpu")
         except RuntimeError:
             print("no CPU build of torch on offer, taking the default one")
-        env.pip("install", "-q", "-c", constraints, str(wheel))
+        env.pip("install", "-q", "-c", CONSTRAINTS, str(wheel))
     env.pip("install", "-q", "--force-reinstall", "--no-deps", str(wheel))
     return env
 
 
-def check(pythons: list[str], into: Path, neighbours: bool = True) -> list[dict[str, Any]]:
+def find(pythons: Iterable[str]) -> dict[str, str]:
+    """The version of each Python that is here; says which are not."""
+    found = {}
+    for python in pythons:
+        line = [python, "-c", "import platform; print(platform.python_version())"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            done = subprocess.run(line, check=True, capture_output=True, text=True)
+            found[python] = done.stdout.strip()
+        if python not in found:
+            print(f"{python}: not here, so nothing is tried with it")
+    return found
+
+
+def check(pythons: Iterable[str], into: Path) -> list[dict[str, Any]]:
     """One row per case, see the top of this file."""
+    found = find(pythons)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(into), str(ROOT)],
         check=True,
     )
     (wheel,) = into.glob("infomax_rl-*.whl")
     rows = []
-    for i, python in enumerate(pythons):
-        show = [python, "-c", "import platform; print(platform.python_version())"]
-        version = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+    for i, (python, version) in enumerate(found.items()):
         env = prepare(python, into / version, wheel)
         for install in ("wheel", "editable"):
             if install == "editable":
                 env.pip("uninstall", "-q", "-y", "infomax-rl")
                 env.pip("install", "-q", "--no-deps", "-e", str(ROOT))
             rows += installed(env, install, quick=i > 0 or install == "editable")
-            if neighbours and i == 0:
+            if i == 0:
                 rows += beside(env, wheel, install)
     return rows
 
 
 def main(arguments: list[str]) -> None:
     into = next((a[5:] for a in arguments if a.startswith("into=")), None)
-    pythons = [a for a in arguments if not a.startswith("into=")] or [sys.executable]
+    pythons = [a for a in arguments if not a.startswith("into=")] or PYTHONS
     with tempfile.TemporaryDirectory() as temporary:
         rows = check(pythons, Path(into or temporary))
     common.write_csv(ROOT / "benchmarks" / "results" / "installation" / "installation.csv", rows)
     bad = [row for row in rows if row["as_expected"] == "no"]
-    print(f"{len(rows) - len(bad)} of {len(rows)} cases as expected")
+    tried = ", ".join(dict.fromkeys(row["python"] for row in rows)) or "no Python"
+    print(f"{len(rows) - len(bad)} of {len(rows)} cases as expected, with {tried}")
     sys.exit(bool(bad))
 
 

@@ -148,6 +148,18 @@ def test_the_site_builds_without_warnings(site):
         assert not loaded, (path, loaded)
 
 
+def test_the_notebook_is_a_page_of_the_navigation(site):
+    index, page = ((site / f"{name}.html").read_text() for name in ("index", "notebook"))
+    navigation = re.findall(r"<nav.*?</nav>", index, re.S)
+    assert any('href="notebook.html"' in part for part in navigation)
+    assert "ipynb" not in index
+    assert '<h1 id="information-in-data-and-skills-from-information">' in page
+    assert page.count('<div class="highlight">') == 6
+    assert 'href="repository/benchmarks/results/masd/index.html"' in page
+    assert 'href="notebook.ipynb" download' in page
+    assert (site / "notebook.ipynb").read_text() == (ROOT / "docs/notebook.ipynb").read_text()
+
+
 @pytest.mark.parametrize("name", ["index", "agents/infopower", "environments/combat", "mi"])
 def test_a_browser_shows_the_site_and_loads_nothing_else(name, site):
     with browser.tab(site / f"{name}.html") as (page, requests):

@@ -6,6 +6,7 @@ Fast: directories as `pip` leaves them, since files of the same name are those o
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -102,11 +103,25 @@ def test_the_suite_without_dm_control_says_what_to_do(monkeypatch):
         envs.make("dmc/walker-walk")
 
 
+def test_a_python_that_is_not_here_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import installation
+
+    shim = tmp_path / "python3.12"  # of a version manager that has no such version
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    found = installation.find([sys.executable, "python3.99", str(shim)])
+    assert found == {sys.executable: platform.python_version()}
+    assert capsys.readouterr().out.splitlines() == [
+        f"{python}: not here, so nothing is tried with it" for python in ("python3.99", shim)
+    ]
+
+
 @pytest.mark.full
 def test_wheel_and_checkout_beside_the_real_ones(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import installation
 
-    rows = installation.check([sys.executable], tmp_path)
+    rows = installation.check(installation.PYTHONS, tmp_path)
     assert len(rows) >= 40
     assert not [row for row in rows if row["as_expected"] == "no"]

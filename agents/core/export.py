@@ -135,17 +135,18 @@ def export(agent: Agent, path: Path) -> dict[str, Any]:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"export: needs {error.name}: pip install 'infomax-rl[onnx]'") from None
+    steps = agent.num_timesteps  # `_acting` counts on
     with torch.no_grad(), _acting(agent):
         actor = Actor(agent).eval()
         examples = _examples(agent, actor)
-        description = _describe(agent, actor, examples[0], ["n"])
+        description = _describe(agent, steps, actor, examples[0], ["n"])
         fresh = agent.initial_state(1)
         description["initial"] = {f"state_{n}": _compact(fresh[n][0]) for n in actor.carried}
         description["difference"] = _write(path, actor, examples, {0: FREE}, description)
         if getattr(agent.config, "code", None) == "context":
             beside = path.with_name(f"{path.stem}-context{path.suffix}")
             encoder, contexts = ContextEncoder(agent).eval(), _contexts(agent)
-            about = _describe(agent, encoder, contexts[0], ["n", "t"])
+            about = _describe(agent, steps, encoder, contexts[0], ["n", "t"])
             difference = _write(beside, encoder, contexts, {0: FREE, 1: FREE}, about)
             description["context"] = str(beside)
             description["difference"] = max(description["difference"], difference)
@@ -254,14 +255,14 @@ def _to_onnx(model: Actor | ContextEncoder, example: list[Tensor], free: dict[in
 
 
 def _describe(
-    agent: Agent, model: Actor | ContextEncoder, example: list[Tensor], free: list[str]
+    agent: Agent, steps: int, model: Actor | ContextEncoder, example: list[Tensor], free: list[str]
 ) -> dict[str, Any]:
     """What a file says of itself; `free` names the dimensions of any length."""
     shapes = {n: [*free, *x.shape[len(free) :]] for n, x in zip(model.inputs, example, strict=True)}
     return {
         "agent": agent.name,
         "config": to_dict(agent.config),
-        "timesteps": agent.num_timesteps,
+        "timesteps": steps,
         "versions": {p: importlib.metadata.version(p) for p in ("torch", "onnx", "gymnasium")},
         "inputs": shapes,
         "outputs": list(model.outputs),

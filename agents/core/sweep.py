@@ -290,11 +290,17 @@ def run_here(task: Task, train: str) -> int:
 def slurm_script(tasks: Sequence[Task], train: Path, jobs: int | None, gpus: float) -> str:
     """A job array, one element per run; before its time is up a job saves and queues itself again.
 
+    A run's output goes to its own log, as with the other ways, and what Slurm and the script say
+    to `slurm-<job>_<element>.out` beside the runs.
+
     Args:
         tasks: the runs.
         train: the script.
         jobs: elements at a time, None for any number.
         gpus: GPUs of each element.
+
+    Raises:
+        ConfigError: sbatch cannot name a file in the directory of the runs.
     """
     at_once = f"%{jobs}" if jobs else ""
     lines = [
@@ -306,14 +312,19 @@ def slurm_script(tasks: Sequence[Task], train: Path, jobs: int | None, gpus: flo
         "#SBATCH --signal=B:USR1@300",
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
-        f"#SBATCH --output={_common(tasks)}/slurm-%A_%a.out",
+        f"#SBATCH --output={_output(_common(tasks))}",
         "",
         *(f"export {name}={value}" for name, value in _ENVIRONMENT.items()),
         'case "$SLURM_ARRAY_TASK_ID" in',
-        *(f"{i}) set -- {shlex.join(task.arguments)} ;;" for i, task in enumerate(tasks)),
+        *(
+            f"{i}) log={shlex.quote(str(t.log.resolve()))}; set -- {shlex.join(t.arguments)} ;;"
+            for i, t in enumerate(tasks)
+        ),
         '*) echo "SLURM_ARRAY_TASK_ID=$SLURM_ARRAY_TASK_ID: no such run" >&2; exit 2 ;;',
         "esac",
-        f'{shlex.join([sys.executable, str(train)])} "$@" &',
+        'mkdir -p "${log%/*}"',
+        f'echo "$ python {train.name} $*" >>"$log"',
+        f'{shlex.join([sys.executable, str(train)])} "$@" >>"$log" 2>&1 &',
         "pid=$!",
         # 300 s before the end (USR1) or on preemption (TERM): save.
         "trap 'kill -USR1 $pid' USR1 TERM",
@@ -338,6 +349,14 @@ def write_slurm_script(tasks: Sequence[Task], train: Path, jobs: int | None, gpu
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def _output(directory: Path) -> str:
+    """Slurm's own log in a directory, as sbatch reads it: in quotes, where % begins a pattern."""
+    if {"\\", "\n"} & set(str(directory)):  # a backslash turns patterns off
+        raise ConfigError(f"--on slurm: {str(directory)!r}: expected no backslash or line break")
+    escaped = str(directory).replace("%", "%%").replace('"', '\\"')
+    return f'"{escaped}/slurm-%A_%a.out"'
 
 
 def _common(tasks: Sequence[Task]) -> Path:

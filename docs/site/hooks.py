@@ -185,14 +185,25 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add what lies outside of docs/."""
+    """Add what lies outside of docs/, and the notebook as a page."""
     shown = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     for kind in ("md", "png", "csv"):
         shown += sorted((ROOT / "benchmarks" / "results").glob(f"*/*.{kind}"))
     for path in shown:
         name = f"{MIRROR}/{path.relative_to(ROOT).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "notebook.md", content=_notebook()))
     return files
+
+
+def _notebook() -> str:
+    """The cells of docs/notebook.ipynb, which is committed without outputs, and a link to it."""
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    code = [cell["cell_type"] == "code" for cell in cells]
+    pieces = [f"```python\n{t}\n```" if c else t for t, c in zip(texts, code, strict=True)]
+    pieces.insert(1, '<a href="notebook.ipynb" download>The notebook itself</a>')
+    return "\n\n".join(pieces)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -229,6 +240,7 @@ def _link(match: re.Match[str], source: str, known: set[str]) -> str:
     base = source.removeprefix(f"{MIRROR}/") if mirrored else f"docs/{source}"
     path = posixpath.normpath(posixpath.join(posixpath.dirname(base), target)).lstrip("/")
     inside = path.removeprefix("docs/") if path.startswith("docs/") else f"{MIRROR}/{path}"
+    inside = re.sub(r"\.ipynb$", ".md", inside)
     if inside in known:
         return f"[{text}]({posixpath.relpath(inside, posixpath.dirname(source) or '.')}{anchor})"
     if not (ROOT / path).exists():

@@ -108,7 +108,13 @@ def test_an_exported_actor_acts_as_torchs(name, overrides, dataset, tmp_path):
     description = export(agent, tmp_path / "actor.onnx")
     assert description["difference"] < 1e-4
     assert torch.equal(agent.generator.get_state(), kept[0])
-    assert agent.num_timesteps == kept[1]
+    assert agent.num_timesteps == description["timesteps"] == kept[1]
+    for key, fresh in agent.initial_state(1).items():
+        value = torch.as_tensor(description["initial"][f"state_{key}"], dtype=fresh.dtype)
+        value = value.expand_as(fresh[0])[None]
+        if key == "skill":  # drawn: another one, as long
+            value, fresh = value.norm(), fresh.norm()
+        torch.testing.assert_close(value, fresh)
     if name == "infopower":
         agent.num_timesteps = agent.config.prefill
     follow(tmp_path / "actor.onnx", agent)
@@ -152,9 +158,18 @@ def test_a_difference_is_noticed(dataset, tmp_path, monkeypatch):
     with torch.no_grad():
         examples = exporting._examples(agent, actor)
         assert exporting._compare(session, actor, examples[0]) < 1e-4
+        kept, act = agent.policy.mean[-1].bias.clone(), agent.act
         agent.policy.mean[-1].bias.add_(0.01)
         with pytest.raises(ConfigError, match=r"action differs from torch's by 0\."):
             exporting._compare(session, actor, examples[0])
+        agent.policy.mean[-1].bias.fill_(torch.nan)
+        with pytest.raises(ConfigError, match="action differs from torch's by nan"):
+            exporting._compare(session, actor, examples[0])
+        agent.policy.mean[-1].bias.copy_(kept)
+        monkeypatch.setattr(agent, "act", lambda *a: (act(*a)[0], {"skill": -a[1]["skill"]}))
+        with pytest.raises(ConfigError, match=r"next_skill differs from torch's by [01]\."):
+            exporting._compare(session, actor, examples[0])
+        monkeypatch.undo()
     before = (tmp_path / "actor.onnx").read_bytes()
     differs = ConfigError("export: action differs")
     monkeypatch.setattr(exporting, "_compare", lambda *a: (_ for _ in ()).throw(differs))

@@ -30,20 +30,29 @@ def toy(rank: int) -> dict[str, bool]:
     torch.manual_seed(rank)  # other initial values in each
     net, norm, scale = nn.Linear(3, 1), RunningNorm(3), ReturnScale(3)
     whole_norm, whole_scale = RunningNorm(3), ReturnScale(3)
+    net.register_buffer("multiplier", torch.tensor([rank + 1.0]))
+    net.register_buffer("precise", torch.tensor([rank + 1.0], dtype=torch.float64))
     before = digest(list(net.parameters()))
-    parallel.Synchronised([net, norm, scale])
+    synchronised = parallel.Synchronised([net, norm, scale])
+    buffers = [net.multiplier.item(), net.precise.item()] == [1, 1]
+    for buffer in (net.multiplier, net.precise):
+        buffer.fill_(rank)
     for _ in range(2):
         norm.update(both[rank])
         scale.update(both[rank])
         whole_norm.update(both.flatten(0, 1))
         whole_scale.update(both.flatten(0, 1))
-    net(both[rank]).square().mean().backward()
-    ours = [p.grad.clone() for p in net.parameters()]
+    ours, theirs = [], []
     copy = nn.Linear(3, 1)
-    copy.load_state_dict(net.state_dict())
-    copy(both.flatten(0, 1)).square().mean().backward()
-    theirs = [p.grad for p in copy.parameters()]
+    copy.load_state_dict({k: v for k, v in net.state_dict().items() if k in copy.state_dict()})
+    for power in (2, 4):  # two backward passes of one update
+        for network, x, gradients in ((net, both[rank], ours), (copy, both.flatten(0, 1), theirs)):
+            network.zero_grad()
+            network(x).pow(power).mean().backward()
+            gradients += [p.grad.clone() for p in network.parameters()]
+    synchronised.average_buffers()
     return {
+        "buffers": buffers and [net.multiplier.item(), net.precise.item()] == [0.5, 0.5],
         "gradients": all(
             torch.allclose(a, b, rtol=1e-5) for a, b in zip(ours, theirs, strict=True)
         ),
@@ -64,7 +73,10 @@ def learn(name: str, out: Path, dataset: str, rank: int) -> dict:
     config = configuration.build(AGENTS[kind].Config, [*layers, smoke])
     agent = AGENTS[kind](config=config)
     networks = parallel.modules(agent.parts)
-    parameters = [p for m in networks for p in m.parameters()]
+    optimisers = [p for p in agent.parts.values() if isinstance(p, torch.optim.Optimizer)]
+    trained = [p for o in optimisers for group in o.param_groups for p in group["params"]]
+    assert trained
+    parameters = [*trained, *(p for m in networks for p in m.parameters())]
     fresh, started = digest(parameters), time.process_time()
     agent.learn(callback=lambda agent, row: agent.num_updates < UPDATES)
     buffers = [b for m in networks for b in m.buffers()]

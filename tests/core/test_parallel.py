@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,12 @@ def test_one_process_is_left_alone():
     assert agent.synchronised is None
     assert agent.seed == agent.config.seed
     assert not any(p._post_accumulate_grad_hooks for p in agent.learner.policy.parameters())
+
+
+def test_networks_are_found_in_parts_that_are_none_themselves():
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    parts = {"first": first, "pair": SimpleNamespace(first=first, second=second), "steps": 3}
+    assert parallel.modules(parts) == [first, second]
 
 
 @pytest.mark.full

@@ -6,6 +6,8 @@ and counts its steps. The full one trains.
 
 import fcntl
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +23,9 @@ from agents.core.sweep import (
     Task,
     _outcome,
     _table,
+    carry_out,
     expand,
+    run_here,
     run_local,
     run_on_ray,
     slurm_script,
@@ -189,6 +193,21 @@ def test_local_runs_as_many_as_jobs_and_skips_what_is_finished(tmp_path, capsys,
     assert tasks[0].log.read_text().startswith("$ python sweep_script.py toy steps=5 id=0 run=/")
 
 
+def test_what_is_finished_is_left_out(tmp_path, capsys):
+    done, new = make(tmp_path, 3, 4)
+    options: dict[str, str | None] = {"on": "local", "jobs": "1", "gpus": None, "dry-run": ""}
+    assert carry_out([done], SCRIPT, options) == 0
+    capsys.readouterr()
+    assert carry_out([done, new], SCRIPT, options | {"on": "slurm"}) == 0
+    assert "1 of 2 runs are left; submit them with" in capsys.readouterr().out
+    (script,) = tmp_path.glob("*.sbatch")
+    assert re.findall(r"^(\d+)\) .* id=(\d+)", script.read_text(), re.M) == [("0", "1")]
+    assert carry_out([done, new], SCRIPT, options) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 runs, 1 finished already\n")
+    assert (out.count(done.label), out.count(new.label)) == (0, 1)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_all_and_the_same_sweep_goes_on(tmp_path, capsys, number, code):
     tasks = make(tmp_path, 40, 40, 40)
@@ -272,11 +291,17 @@ def test_what_another_process_carries_out_is_left_to_it(tmp_path, capsys):
 
 
 def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
-    tasks = make(tmp_path / "it's a folder", 3, 400)
+    folder = tmp_path / 'it\'s "100%a" #1'
+    tasks = [*make(folder, 3, 400), *make(folder, 5, mode="fail")]
     path = write_slurm_script(tasks, SCRIPT, 5, 0.5)
     text = path.read_text()
-    for line in ("--array=0-1%5", "--signal=B:USR1@300", "--requeue", "--gpus-per-task=1"):
+    for line in ("--array=0-2%5", "--signal=B:USR1@300", "--requeue", "--gpus-per-task=1"):
         assert f"#SBATCH {line}\n" in text
+    (output,) = re.findall("^#SBATCH (--output=.*)$", text, re.M)
+    (output,) = shlex.split(output)  # sbatch takes a path in double quotes as a shell does
+    symbols = {"%": "%", "A": "77", "a": "1"}
+    output = re.sub("%(.)", lambda symbol: symbols[symbol[1]], output)
+    assert output == f"--output={folder}/slurm-77_1.out"
     assert text == slurm_script(tasks, SCRIPT, 5, 0.5)
     assert subprocess.run(["bash", "-n", path]).returncode == 0
     tools = tmp_path / "tools"
@@ -292,9 +317,14 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    done = element(0)
+    done, failed = element(0), element(2)
     assert done.wait(60) == 0, done.communicate()
     assert tasks[0].finished
+    assert failed.wait(60) == 2
+    assert failed.communicate() == ("", "")
+    first, last = tasks[2].log.read_text().splitlines()
+    assert first.startswith("$ python sweep_script.py toy steps=5 id=0 mode=fail run=/")
+    assert last == tasks[2].last_words() == "error: mode=fail: expected another"
     assert not (tools / "called").exists()
     for number in (signal.SIGUSR1, signal.SIGTERM):
         before = len(numbers(tasks[1], "steps")) if tasks[1].log.parent.exists() else 0
@@ -310,13 +340,31 @@ def test_slurm_script_runs_saves_and_queues_itself_again(tmp_path):
         (tools / "called").unlink()
     steps = numbers(tasks[1], "steps")
     assert steps == list(range(1, len(steps) + 1))
-    assert element(2).wait(60) == 2
+    assert element(3).wait(60) == 2
+
+
+def test_a_path_that_sbatch_cannot_take_is_refused(tmp_path):
+    for name in ("back\\slash", "line\nbreak"):
+        with pytest.raises(ConfigError, match=r"--on slurm: .*expected no backslash"):
+            write_slurm_script(make(tmp_path / name, 3), SCRIPT, None, 0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"--on ray: needs Ray: pip install 'infomax-rl\[ray\]'"):
         outcomes(run_on_ray(make(tmp_path, 1), SCRIPT, 0, go_on))
+
+
+def test_a_worker_that_finds_the_run_in_use_is_to_try_again(tmp_path):
+    """The lost worker's process may live on for a while; a mistake stays one."""
+    (held,), (failing,) = make(tmp_path, 3), make(tmp_path, 3, mode="fail")
+    held.directory.mkdir()
+    with (held.directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InterruptedError, match="to be gone on with"):
+            run_here(held, str(SCRIPT))
+    assert run_here(failing, str(SCRIPT)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +401,20 @@ def test_ray_begins_again_where_a_worker_is_lost(cluster, tmp_path, capsys):
         assert sorted(set(steps)) == list(range(1, total + 1))
         assert len(steps) - total <= again
         assert (task.directory / "ends").read_text().count("\n") == 1
+
+
+def test_ray_stops_after_saving(cluster, tmp_path):
+    tasks = make(tmp_path, 500, 500)  # 10 s
+
+    def stop() -> int | None:
+        begun = all((task.directory / "last.ckpt").exists() for task in tasks)
+        return signal.SIGTERM if begun else None
+
+    codes = outcomes(run_on_ray(tasks, SCRIPT, 0, stop))
+    assert codes == dict.fromkeys(tasks, 130)
+    for task in tasks:
+        assert task.status() == "interrupted"
+        assert numbers(task, "steps") == list(range(1, numbers(task, "last.ckpt")[0] + 1))
 
 
 @pytest.mark.full
