@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -35,7 +35,8 @@ class Run:
     """Files, lock and signals of a run directory.
 
     `config.yaml starts.jsonl metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`, and
-    `crash.json crash.ckpt` after a NaN or infinity. Use as a context manager: inside, SIGTERM,
+    `crash.json crash.ckpt` after a NaN or infinity (`crash-<rank>.json`: one that another process of
+    `torchrun` met). Use as a context manager: inside, SIGTERM,
     SIGUSR1 and SIGINT set `stop` instead of killing the process.
 
     Args:
@@ -65,10 +66,8 @@ class Run:
             raise ConfigError(
                 f"run={directory}: {error.strerror}; expected a writable directory"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"run={directory}: another process is using this directory") from None
+        if not _locked(self._lock):
+            raise ConfigError(f"run={directory}: another process is using this directory")
         self._compare({"agent": agent, **config})
         self.checkpoint = load_checkpoint(self.last) if self.last.exists() else None
         step = self.checkpoint["num_timesteps"] if self.checkpoint else -1
@@ -147,15 +146,23 @@ class Run:
 
         `crash.json` says what happened, and `crash.ckpt` is the last checkpoint before, which
         decides all that followed: see `replay`. There is none if it happened before the first one.
+        Another process of `torchrun` leaves `crash-<rank>.json` only: its environments and memory
+        are in no checkpoint.
         """
+        record = json.dumps({"error": error, "timesteps": timesteps}, indent=2) + "\n"
         if not self.leads:
-            return "see the first process"
+            what = self.directory / f"crash-{parallel.rank()}.json"
+            try:
+                what.write_text(record)
+            except OSError as reason:
+                return f"{what} could not be written: {reason.strerror}"
+            return f"{what} keeps this; nothing repeats what only this process met"
         what, start = self.directory / "crash.json", self.directory / "crash.ckpt"
         try:
             start.unlink(missing_ok=True)
             if self.last.exists():
                 os.link(self.last, start)  # whose content stays when the next one takes its place
-            what.write_text(json.dumps({"error": error, "timesteps": timesteps}, indent=2) + "\n")
+            what.write_text(record)
         except OSError as reason:
             return f"{what} could not be written: {reason.strerror}"
         return f"`python train.py replay run={self.directory}` repeats it"
@@ -185,6 +192,16 @@ class Run:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop = signal.Signals(number)
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take a lock, within a second: who only looks at a run, as a sweep does, shares it briefly."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def replay(agent: Agent, directory: Path) -> tuple[str, str | None]:

@@ -1,11 +1,13 @@
 """The command line as users meet it: resume after kill -9, signals, errors, files left behind."""
 
 import csv
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import pytest
 from trees import assert_same
 
 import train
+from agents.core import parallel
 from agents.core.checkpoint import load_checkpoint, save_checkpoint
+from agents.core.config import ConfigError
+from agents.core.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -282,3 +287,24 @@ def test_read_only_directory_is_one_line(tmp_path):
     code, _, err = finish(start(run, 2000))
     assert code == 2
     assert str(run) in err
+
+
+def test_who_looks_at_a_run_does_not_keep_it_from_starting(tmp_path):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as `Task.status` of a sweep does
+        with pytest.raises(ConfigError, match="another process is using this directory"):
+            Run(tmp_path, "slim", {})
+        threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        with Run(tmp_path, "slim", {}):
+            pass
+
+
+def test_a_crash_of_another_process_than_the_first_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "rank", lambda: 3)
+    run = Run(tmp_path, "slim", {}, leads=False)
+    assert "crash-3.json keeps this" in run.crash("reward: NaN", 40)
+    kept = json.loads((tmp_path / "crash-3.json").read_text())
+    assert kept == {"error": "reward: NaN", "timesteps": 40}
+    assert not (tmp_path / "crash.json").exists()
+    run.directory = tmp_path / "gone"
+    assert "crash-3.json could not be written: No such file" in run.crash("reward: NaN", 40)
