@@ -35,9 +35,9 @@ class Run:
     """Files, lock and signals of a run directory.
 
     `config.yaml starts.jsonl metrics.csv last.ckpt best.ckpt tb/ video/ plots/ done.json`, and
-    `crash.json crash.ckpt` after a NaN or infinity (`crash-<rank>.json`: one that another process of
-    `torchrun` met). Use as a context manager: inside, SIGTERM,
-    SIGUSR1 and SIGINT set `stop` instead of killing the process.
+    `crash.json crash.ckpt` after a NaN or infinity (`crash-<rank>.json` if another process of
+    `torchrun` met it). Use as a context manager: inside, SIGTERM, SIGUSR1 and SIGINT set `stop`
+    instead of killing the process.
 
     Args:
         directory: created if missing.
