@@ -10,6 +10,8 @@ from torch import Tensor
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter."""
+_HOW = ("foreach", "fused", "capturable", "differentiable")
+"""Settings that change how Adam computes, not what: another device or version may have others."""
 
 
 def require_like(value: Any, like: Any, where: str) -> None:
@@ -59,11 +61,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     groups, saved = optimizer.param_groups, state["param_groups"]
     if len(saved) != len(groups):
         raise ValueError(f"expected {len(groups)} groups of parameters, got {len(saved)}")
+    saved = [_settings(group, of_file) for group, of_file in zip(groups, saved, strict=True)]
     for i, (group, of_file) in enumerate(zip(groups, saved, strict=True)):
-        for name, value in group.items():
-            # A switch that this torch has and the one that wrote the file had not is as it is here.
-            if name != "params" and (name in of_file or not isinstance(value, bool | None)):
-                require_like(of_file[name], value, f"group {i}: {name}")
+        for name in group.keys() - {"params"}:
+            require_like(of_file[name], group[name], f"group {i}: {name}")
         if [type(j) for j in of_file["params"]] != [int] * len(group["params"]):
             raise ValueError(f"group {i}: expected {len(group['params'])} parameters")
     parameters = [p for group in groups for p in group["params"]]
@@ -76,11 +77,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             moments, dict(zip(_MOMENTS, (torch.tensor(0.0), like, like), strict=True)),
             f"moments of parameter {index}",
         )  # fmt: skip
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "param_groups": saved})
     for parameter, moments in optimizer.state.items():
         # Fused Adam walks raw memory: moments need the strides of their parameters.
         for name in _MOMENTS[1:]:
             moments[name] = torch.empty_like(parameter).copy_(moments[name])
+
+
+def _settings(group: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any]:
+    """Those of the file, but for how it is computed and switches that it does not know yet."""
+    here = {k for k, v in group.items() if isinstance(v, bool | None) and k not in of_file}
+    return {k: v if k in here.union(_HOW) else of_file[k] for k, v in group.items()}
 
 
 def _kind(tensor: Tensor) -> str:

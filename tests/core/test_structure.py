@@ -58,6 +58,12 @@ def test_what_is_none_of_adams_is_refused_and_changes_nothing(change, message):
     require_like(optimizer.state_dict(), before, "optimiser")
 
 
+def test_how_it_is_computed_is_up_to_this_side():
+    optimizer = stepped(fused=False)
+    load_optimizer(optimizer, copy.deepcopy(stepped(fused=True).state_dict()))
+    assert optimizer.param_groups[0]["fused"] is False
+
+
 def test_a_switch_that_is_newer_than_the_file_is_as_here():
     optimizer = stepped()
     state = copy.deepcopy(optimizer.state_dict())
