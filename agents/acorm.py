@@ -183,6 +183,8 @@ class Progress:
             ValueError: the state is no count.
         """
         require_like(state, {"steps": 0}, "progress")
+        if state["steps"] < 0:
+            raise ValueError(f"progress: expected a count, got {state['steps']}"[:200])
         self.steps = state["steps"]
 
 
@@ -347,7 +349,7 @@ class ACORM(Agent):
         state = context.get("state", obs.flatten(1))
         self.guard.watch("state", state)
         for name, value in (("obs", obs), ("state", state)):
-            largest = torch.linalg.vector_norm(value, math.inf)
+            largest = torch.linalg.vector_norm(value.float(), math.inf)
             self.largest[name] = torch.maximum(self.largest[name], largest)
         self.memory.add(
             obs=obs,

@@ -75,7 +75,7 @@ class ACORMMAPPOConfig(AgentConfig):
     cluster_across: Across = "step"
     """Agents that are clustered together: of one step of one episode, or of the batch at a time."""
     key_rate: float = 0.005
-    """Rate at which the key encoder follows, per update and once more per contrastive step."""
+    """Rate at which the key encoder follows, per update of the policy and per contrastive step."""
     pretrain: int = 150
     """First updates, which only take a step of the embedding, to predict the next observation, and
     a contrastive one."""
@@ -335,7 +335,8 @@ class ACORMMAPPO(Agent):
                 loss = losses["policy/loss"] + losses["critic/loss"]
                 self._descend(loss - config.entropy * losses["policy/entropy"], self.optimizer)
                 sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
-        self.roles.follow(config.key_rate)
+        if config.roles:
+            self.roles.follow(config.key_rate)
         steps = config.epochs * len(order.chunk(config.minibatches))
         return {name: value / steps for name, value in sums.items()}
 

@@ -270,7 +270,7 @@ class Agent:
             self.store(Step(obs, state, action, reward, terminated, truncated, info, context))
             done = terminated | truncated
             self._obs, self._state = next_obs, self._restart(carried, done)
-            running = self._returns[0] + reward
+            running = self._returns[0] + reward.to(self._returns.dtype)
             self._returns = torch.stack(
                 [torch.where(done, 0, running), torch.where(done, running, self._returns[1])]
             )
@@ -526,6 +526,8 @@ class Agent:
             shape: Any = (self.num_envs, *(self.env.single_observation_space.shape or ()))
             if getattr(obs, "shape", None) != shape:
                 raise ValueError(f"obs: expected a tensor of shape {shape}")
+            if self.env.single_observation_space.dtype == np.float32:
+                require_like(obs, torch.empty(shape), "obs")
         for name, part in self.parts.items():
             if name not in tree["parts"]:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")

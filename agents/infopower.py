@@ -272,8 +272,9 @@ class InfoPower(Agent):
     def update(self) -> dict[str, Tensor]:
         """A few gradient steps of the world model and of the behaviour; metrics of the last."""
         metrics: dict[str, Tensor] = {}
-        steps = self.config.gradient_steps if self.num_timesteps >= self.config.prefill else 0
-        for _ in range(steps):
+        c, stored = self.config, len(self.replay) // self.num_envs
+        ready = self.num_timesteps >= c.prefill and stored >= c.batch_length
+        for _ in range(c.gradient_steps * ready):
             features, metrics = self._update_model(self.sample())
             metrics |= self._update_behaviour(features)
         return metrics

@@ -203,6 +203,8 @@ def find(pythons: Iterable[str]) -> dict[str, str]:
 def check(pythons: Iterable[str], into: Path) -> list[dict[str, Any]]:
     """One row per case, see the top of this file."""
     found = find(pythons)
+    if not found:
+        sys.exit(2)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(into), str(ROOT)],
         check=True,

@@ -87,7 +87,9 @@ def disk(name: str, count: int, folder: Path) -> tuple[int, Problems]:
                 if (run / "last.ckpt").exists():
                     before = (run / "last.ckpt").read_bytes()
                 if kind == "deleted":
+                    os.kill(pid, signal.SIGSTOP)  # so that it does not finish meanwhile
                     shutil.rmtree(run, ignore_errors=True)
+                    os.kill(pid, signal.SIGCONT)
                 code = wait(pid)
                 trials += 1
                 said = (folder / f"{run.name}.log").read_text()

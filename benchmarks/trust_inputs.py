@@ -145,9 +145,29 @@ def _mutate_content(path: Path, output: Path, draw: random.Random) -> None:
         elif isinstance(node, dict) or key < len(node):
             node[key] = draw.choice(values)
     members["state.json"] = json.dumps(tree).encode()
+    if draw.random() < 0.1:
+        members["state.safetensors"] = _with_another_type(members["state.safetensors"], draw)
     with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
+
+
+def _with_another_type(content: bytes, draw: random.Random) -> bytes:
+    """Another type of the same size for one tensor of a safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    entry = header[draw.choice(list(header))]
+    kinds: tuple[tuple[str, ...], ...] = (
+        ("F32", "I32"),
+        ("F64", "I64"),
+        ("U8", "BOOL", "I8"),
+        ("F16", "I16"),
+    )
+    for kind in kinds:
+        if entry["dtype"] in kind:
+            entry["dtype"] = draw.choice([other for other in kind if other != entry["dtype"]])
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def datasets(name: str, count: int, folder: Path) -> tuple[int, Problems]:
@@ -229,7 +249,8 @@ def _apart(work: Callable[[], Any]) -> str:
     if not pid:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
-        signal.alarm(20)
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        signal.alarm(300)
         text = ""
         try:
             with watched() as events:

@@ -6,6 +6,7 @@ Shape letters: N environments, D observation features, U action features.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from typing import Any
 
@@ -53,7 +54,7 @@ def check_seed(seed: int) -> int:
     """
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed}: expected an integer in 0 .. 2^63 - 1")
-    return seed
+    return operator.index(seed)  # of any kind of integer
 
 
 class SimulationError(RuntimeError):
@@ -433,9 +434,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             expected, got = (f"{t.dtype} of shape {tuple(t.shape)}" for t in (value, saved[name]))
             if expected != got:
                 raise ValueError(f"environment state {name!r}: expected {expected}, got {got}")
+        self.rng.load_state_dict(state["rng"])
         for name, value in live.items():
             value.copy_(saved[name])
-        self.rng.load_state_dict(state["rng"])
         self._synchronise()
 
 

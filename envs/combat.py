@@ -553,6 +553,10 @@ def make_combat(
     if jitter and (rules == "smax" or map in RANDOM):
         what = "rules='smax'" if rules == "smax" else "random teams"
         raise ValueError(f"jitter={jitter}: expected 0, the starts of {what} are random")
+    if reward_only_positive and reward_negative_scale != 0.5:
+        raise ValueError(
+            f"reward_negative_scale={reward_negative_scale}: only with reward_only_positive=False"
+        )
     if not reward_only_positive and (rules == "smax" or reward == "sparse"):
         what = "rules='smax'" if rules == "smax" else "reward='sparse'"
         raise ValueError(f"reward_only_positive=False: expected True with {what}")

@@ -111,6 +111,7 @@ def play(
             total[name] = total.get(name, 0) + value * mask
             last[name] = torch.where(mask, value, last.get(name, value))
         alive &= ~(terminated | truncated)
+    env.check()
     return Episodes(returns, lengths, first, last_obs, start, total, last)
 
 

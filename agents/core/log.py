@@ -88,6 +88,8 @@ class Mean:
         names, zero = list(state["sums"]), torch.zeros((), dtype=torch.float64)
         like = {"sums": dict.fromkeys(names, zero), "counts": dict.fromkeys(names, 1)}
         require_like(state, like, "metrics")
+        if min(state["counts"].values(), default=1) < 1:
+            raise ValueError(f"metrics: expected counts of at least 1, got {state['counts']}"[:200])
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 

@@ -427,6 +427,12 @@ class RowFile:
         if state.get("id") != self._id:
             raise ValueError(f"replay file {self.path}: written anew since that checkpoint")
         written, newest = state["written"], int(self._steps[1])
+        if type(written) is not int or not 0 <= written <= newest:
+            raise ValueError(
+                f"replay file {self.path}: expected at most its {newest} steps, got {written!r}"[
+                    :300
+                ]
+            )
         oldest = written - min(written, self._layout["capacity"])
         if newest - self._layout["length"] > oldest:
             raise ValueError(

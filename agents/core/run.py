@@ -156,7 +156,7 @@ class Run:
                 what.write_text(record)
             except OSError as reason:
                 return f"{what} could not be written: {reason.strerror}"
-            return f"{what} keeps this; nothing repeats what only this process met"
+            return f"{what} keeps this; `replay` repeats what the first process met, too"
         what, start = self.directory / "crash.json", self.directory / "crash.ckpt"
         try:
             start.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter."""
-_HOW = ("foreach", "fused", "capturable", "differentiable")
-"""Settings that change how Adam computes, not what: another device or version may have others."""
 
 
 def require_like(value: Any, like: Any, where: str) -> None:
@@ -53,22 +51,22 @@ def require_like(value: Any, like: Any, where: str) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` of an Adam, which by itself takes anything and fails in a later step.
+    """Take an Adam's moments; its settings stay what the configuration here says.
+
+    By itself, `load_state_dict` takes anything and fails in a later step.
 
     Raises:
         ValueError: the state belongs to other parameters, or it is none of Adam's.
     """
     groups, saved = optimizer.param_groups, state["param_groups"]
-    if len(saved) != len(groups):
-        raise ValueError(f"expected {len(groups)} groups of parameters, got {len(saved)}")
-    saved = [_settings(group, of_file) for group, of_file in zip(groups, saved, strict=True)]
-    for i, (group, of_file) in enumerate(zip(groups, saved, strict=True)):
-        for name in group.keys() - {"params"}:
-            require_like(of_file[name], group[name], f"group {i}: {name}")
-        if [type(j) for j in of_file["params"]] != [int] * len(group["params"]):
-            raise ValueError(f"group {i}: expected {len(group['params'])} parameters")
+    own = [len(group["params"]) for group in groups]
+    require_like(
+        [[0] * len(of_file["params"]) for of_file in saved], [[0] * n for n in own], "groups"
+    )
     parameters = [p for group in groups for p in group["params"]]
-    indices = [j for of_file in saved for j in of_file["params"]]
+    indices = [index for of_file in saved for index in of_file["params"]]
+    if [type(index) for index in indices] != [int] * len(set(indices)):
+        raise ValueError(f"parameters {_show(indices)}: expected different integers")
     for index, moments in state["state"].items():
         if index not in indices:
             raise ValueError(f"moments of parameter {_show(index)}, which no group has")
@@ -77,17 +75,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             moments, dict(zip(_MOMENTS, (torch.tensor(0.0), like, like), strict=True)),
             f"moments of parameter {index}",
         )  # fmt: skip
-    optimizer.load_state_dict({**state, "param_groups": saved})
+    merged = [{**g, "params": f["params"]} for g, f in zip(groups, saved, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": merged})
     for parameter, moments in optimizer.state.items():
         # Fused Adam walks raw memory: moments need the strides of their parameters.
         for name in _MOMENTS[1:]:
             moments[name] = torch.empty_like(parameter).copy_(moments[name])
-
-
-def _settings(group: dict[str, Any], of_file: dict[str, Any]) -> dict[str, Any]:
-    """Those of the file, but for how it is computed and switches that it does not know yet."""
-    here = {k for k, v in group.items() if isinstance(v, bool | None) and k not in of_file}
-    return {k: v if k in here.union(_HOW) else of_file[k] for k, v in group.items()}
 
 
 def _kind(tensor: Tensor) -> str:

@@ -158,6 +158,12 @@ def test_checkpoint_of_another_agent_or_size(small, tmp_path):
         (("state", "skill"), torch.zeros(8, 2).double(), r"state\['skill'\]: expected float32"),
         (("state",), {}, r"state: expected keys \['skill'\], got keys \[\]"),
         (("metrics", "counts"), {"loss": 1}, r"metrics\['counts'\]: expected keys"),
+        (("obs",), torch.zeros(8, 22).double(), "obs: expected float32"),
+        (
+            ("metrics",),
+            {"sums": {"loss": torch.zeros(()).double()}, "counts": {"loss": 0}},
+            "at least 1",
+        ),
         (("env", "rng", "seed"), "0", "seed: expected a 64-bit integer, got '0'"),
         (("env", "elapsed"), torch.zeros(8), "'elapsed': expected torch.int64"),
     ],
@@ -174,6 +180,13 @@ def test_a_checkpoint_has_the_structure_of_its_agent(small, tmp_path, path, valu
     place[last] = value
     with pytest.raises(CheckpointError, match=f"mended.ckpt: does not fit this agent: .*{message}"):
         agent.restore(tree, "mended.ckpt")
+
+
+def test_a_loaded_agent_learns_with_the_settings_it_is_given(small, tmp_path):
+    SLIM(**small).learn(callback=lambda agent, row: False).save(tmp_path / "a.ckpt")
+    agent = SLIM.load(tmp_path / "a.ckpt", lr=1.25e-5)
+    assert agent.optimizer.param_groups[0]["lr"] == 1.25e-5
+    assert agent.optimizer.state
 
 
 class Broken(envs.BatchedEnv):

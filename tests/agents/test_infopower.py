@@ -304,6 +304,15 @@ def test_predict_carries_what_it_saw():
     assert not np.array_equal(action, later)
 
 
+def test_in_other_environments_the_memory_fills_again(tmp_path):
+    agent = InfoPower("pixels/point", **TINY).learn()
+    agent.save(tmp_path / "a.ckpt")
+    fewer = InfoPower.load(tmp_path / "a.ckpt", num_envs=2)
+    updates = []
+    fewer.learn(10**9, callback=lambda agent, row: (updates.append(row), len(updates) < 8)[1])
+    assert "model/loss" in updates[-1] or any(k.startswith("information") for k in updates[-1])
+
+
 def test_random_until_prefill():
     agent = tiny(prefill=10**6).learn()
     assert agent.policy.network[0].weight.grad is None

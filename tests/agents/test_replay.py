@@ -239,6 +239,9 @@ def test_a_file_that_is_not_full_resumes_from_any_checkpoint(tmp_path):
     for t in range(8):
         states.append(replay.state_dict())
         replay.add(**step(t))
+    for wrong in ({"written": 9}, {"written": "7"}, {"written": 6}):
+        with pytest.raises(ValueError, match="replay file"):
+            mapped(tmp_path / "rows").load_state_dict(states[7] | wrong)
     for t, state in enumerate(states[:6]):
         other = mapped(tmp_path / "rows")
         other.load_state_dict(state)

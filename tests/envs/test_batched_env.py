@@ -217,10 +217,22 @@ def test_state_continues_exactly() -> None:
             assert torch.equal(a, b)
 
 
+def test_a_seed_may_be_any_kind_of_integer() -> None:
+    env = PointMass(3)
+    env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    env.load_state_dict(env.state_dict())
+
+
 def test_state_of_another_environment_is_refused() -> None:
     state = PointMass(3).state_dict()
     with pytest.raises(ValueError, match=r"'position'.*\(4, 2\), got .*\(3, 2\)"):
         PointMass(4).load_state_dict(state)
+    env = PointMass(3)
+    wrong = env.state_dict()
+    wrong["rng"]["seed"], wrong["elapsed"] = "0", wrong["elapsed"] + 7
+    with pytest.raises(ValueError, match="seed: expected a 64-bit integer"):
+        env.load_state_dict(wrong)
+    assert not env.elapsed.any()  # nothing has changed
     state["state"] = {"speed": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"expected .*'position'\], got .*'speed'\]"):
         PointMass(3).load_state_dict(state)

@@ -791,6 +791,10 @@ def test_rendering_shows_units_where_they_are() -> None:
         ({"rules": "smax", "jitter": 1.0}, "expected 0, the starts of rules='smax' are random"),
         ({"reward_negative_scale": -1.0}, "reward_negative_scale=-1.0: expected at least 0"),
         (
+            {"reward_negative_scale": 0.3},
+            "reward_negative_scale=0.3: only with reward_only_positive=False",
+        ),
+        (
             {"rules": "smax", "reward_only_positive": False},
             "reward_only_positive=False: expected True with rules='smax'",
         ),

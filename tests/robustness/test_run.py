@@ -302,7 +302,9 @@ def test_who_looks_at_a_run_does_not_keep_it_from_starting(tmp_path):
 def test_a_crash_of_another_process_than_the_first_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "rank", lambda: 3)
     run = Run(tmp_path, "slim", {}, leads=False)
-    assert "crash-3.json keeps this" in run.crash("reward: NaN", 40)
+    assert "crash-3.json keeps this; `replay` repeats what the first" in run.crash(
+        "reward: NaN", 40
+    )
     kept = json.loads((tmp_path / "crash-3.json").read_text())
     assert kept == {"error": "reward: NaN", "timesteps": 40}
     assert not (tmp_path / "crash.json").exists()
