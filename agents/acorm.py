@@ -240,7 +240,8 @@ class ACORM(Agent):
         self.networks = nn.ModuleDict(networks).to(self.device)
         self.targets = copy.deepcopy(self.networks).requires_grad_(False)
         self.progress, self.memory = Progress(), self._memory()
-        self.largest = {name: torch.zeros((), device=self.device) for name in ("obs", "state")}
+        half = ("obs", "state") if config.precision == "float16" else ()
+        self.largest = {name: torch.zeros((), device=self.device) for name in half}
         self._optimizers()
         self.parts |= {
             "networks": self.networks, "targets": self.targets, "progress": self.progress,
@@ -348,9 +349,9 @@ class ACORM(Agent):
         everything = everyone[..., None].expand(-1, -1, self.actions)
         state = context.get("state", obs.flatten(1))
         self.guard.watch("state", state)
-        for name, value in (("obs", obs), ("state", state)):
-            largest = torch.linalg.vector_norm(value.float(), math.inf)
-            self.largest[name] = torch.maximum(self.largest[name], largest)
+        for name, largest in self.largest.items():
+            value = {"obs": obs, "state": state}[name].float()
+            self.largest[name] = torch.maximum(largest, torch.linalg.vector_norm(value, math.inf))
         self.memory.add(
             obs=obs,
             state=state,

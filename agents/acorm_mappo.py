@@ -78,7 +78,7 @@ class ACORMMAPPOConfig(AgentConfig):
     """Rate at which the key encoder follows, per update of the policy and per contrastive step."""
     pretrain: int = 150
     """First updates, which only take a step of the embedding, to predict the next observation, and
-    a contrastive one."""
+    a contrastive one; without roles there are none."""
     pretrain_lr: float = 1e-3
     """Adam's step size for the embedding in these."""
     lr: float = 5e-4

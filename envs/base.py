@@ -52,9 +52,13 @@ def check_seed(seed: int) -> int:
     Raises:
         ValueError: not in 0 .. 2^63 - 1.
     """
-    if not 0 <= seed < 2**63:
+    try:
+        number = operator.index(seed)  # of any kind of integer
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
         raise ValueError(f"seed={seed}: expected an integer in 0 .. 2^63 - 1")
-    return operator.index(seed)  # of any kind of integer
+    return number
 
 
 class SimulationError(RuntimeError):

@@ -306,13 +306,13 @@ class Replay:
             raise ValueError(f"replay position {position!r}, full {full!r}"[:200])
         if self._file is not None:
             self._file.load_state_dict(state)
+        if not 0 <= position < self._length:
+            raise ValueError(f"replay position {position}, expected less than {self._length}")
+        steps = self.capacity if full else position
         for dtype, width in self._widths.items() if self._file is None else ():
-            rows = self._rows[dtype][..., :width]
-            saved, steps = saved_rows.get(str(dtype)), self.capacity if full else position
-            if not 0 <= position < self.capacity:
-                raise ValueError(f"replay position {position}, expected less than {self.capacity}")
-            require_like(saved, rows[:steps], f"replay rows {dtype}")
-            rows[:steps] = saved
+            rows = self._rows[dtype][:steps, :, :width]
+            require_like(saved_rows.get(str(dtype)), rows, f"replay rows {dtype}")
+            rows.copy_(saved_rows[str(dtype)])
         self.position, self.full, self._episodes = position, full, None
 
     @classmethod
@@ -428,19 +428,16 @@ class RowFile:
             raise ValueError(f"replay file {self.path}: written anew since that checkpoint")
         written, newest = state["written"], int(self._steps[1])
         if type(written) is not int or not 0 <= written <= newest:
-            raise ValueError(
-                f"replay file {self.path}: expected at most its {newest} steps, got {written!r}"[
-                    :300
-                ]
-            )
+            got = repr(written)[:50]
+            raise ValueError(f"replay file {self.path}: expected 0 .. {newest} steps, got {got}")
         oldest = written - min(written, self._layout["capacity"])
         if newest - self._layout["length"] > oldest:
             raise ValueError(
                 f"replay file {self.path}: {newest - written} steps were written since that "
                 f"checkpoint, more than slack={self._layout['length'] - self._layout['capacity']}"
             )
-        at = divmod(written, self._layout["length"])
-        if (bool(at[0]), at[1]) != (state["full"], state["position"]):
+        length = self._layout["length"]
+        if (written >= length, written % length) != (state["full"], state["position"]):
             raise ValueError(f"replay file {self.path}: {written} steps end elsewhere")
         self._steps[0], self._continues = written, True
 

@@ -98,6 +98,24 @@ def test_episodes_that_a_reset_cuts_do_not_go_on():
         assert (other.memory.steps()["ended"][-1] == ended).all()
 
 
+class Odd(Cue):
+    """Pays in float64 and shows its state as integers."""
+
+    def _advance(self, action):
+        reward, *rest = super()._advance(action)
+        return reward.double(), *rest
+
+    def context(self):
+        return {"state": self.cue}
+
+
+def test_rewards_and_states_of_other_types_come_back(tmp_path):
+    agent = make(Odd(4)).learn(total_timesteps=80)
+    agent.save(tmp_path / "a.ckpt")
+    other = ACORM.load(tmp_path / "a.ckpt", env=Odd(4))
+    assert_same(other.learn().state_dict(), agent.learn().state_dict())
+
+
 def test_one_seed_one_training_and_evaluating_does_not_change_it():
     plain, disturbed = make().learn(), make()
 

@@ -310,7 +310,7 @@ def test_in_other_environments_the_memory_fills_again(tmp_path):
     fewer = InfoPower.load(tmp_path / "a.ckpt", num_envs=2)
     updates = []
     fewer.learn(10**9, callback=lambda agent, row: (updates.append(row), len(updates) < 8)[1])
-    assert "model/loss" in updates[-1] or any(k.startswith("information") for k in updates[-1])
+    assert any(name.startswith("information") for name in updates[-1])
 
 
 def test_random_until_prefill():

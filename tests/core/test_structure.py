@@ -33,10 +33,10 @@ def test_before_the_first_step_there_are_no_moments():
 
 
 CHANGES = [
-    (lambda s: s["param_groups"][0].update(params=[0]), r"groups\[0\]: expected 2 entries, got 1"),
+    (lambda s: s["param_groups"][0].update(params=[0]), r"groups of \[2\] parameters, got \[1\]"),
     (lambda s: s["param_groups"][0].update(params=[0, 0]), "expected different integers"),
     (lambda s: s["param_groups"][0].update(params=[0, "1"]), "expected different integers"),
-    (lambda s: s["param_groups"].append({"params": []}), "groups: expected 1 entries, got 2"),
+    (lambda s: s["param_groups"].append({"params": []}), r"groups of \[2\] .*got \[2, 0\]"),
     (lambda s: s["state"][0].pop("exp_avg"), "moments of parameter 0: expected keys"),
     (lambda s: s["state"][0].update(step=1), "expected float32"),
     (lambda s: s["state"][0].update(exp_avg=torch.zeros(4)), r"\(4, 3, 2, 2\), got .*\(4,\)"),
@@ -52,7 +52,8 @@ def test_what_is_none_of_adams_is_refused_and_changes_nothing(change, message):
     change(state)
     with pytest.raises((ValueError, KeyError), match=message):
         load_optimizer(optimizer, state)
-    require_like(optimizer.state_dict(), before, "optimiser")
+    require_like(optimizer.state_dict()["state"], before["state"], "moments")
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
 
 
 def test_settings_are_this_sides():
@@ -68,10 +69,9 @@ def test_settings_are_this_sides():
     [
         ({"a": 1}, {"a": 1, "b": 2}, r"x: expected keys \['a', 'b'\], got keys \['a'\]"),
         ([1, 2], {"a": 1}, r"x: expected keys \['a'\], got \[1, 2\]"),
-        ({"a": [1, 2.0]}, {"a": [1, 2]}, r"x\['a'\]\[1\]: expected an integer, got 2.0"),
+        ({"a": {"b": 2.0}}, {"a": {"b": 2}}, r"x\['a'\]\['b'\]: expected an integer, got 2.0"),
         (True, 1, "x: expected an integer, got True"),
-        (1, 1.0, "x: expected a finite float, got 1"),
-        ("adam", None, "x: expected None, got 'adam'"),
+        (None, torch.zeros(3), r"x: expected float32 \(3,\), got None"),
         (torch.zeros(2), torch.zeros(3), r"x: expected float32 \(3,\), got float32 \(2,\)"),
     ],
 )

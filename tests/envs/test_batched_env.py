@@ -221,6 +221,8 @@ def test_a_seed_may_be_any_kind_of_integer() -> None:
     env = PointMass(3)
     env.reset(seed=np.int64(3))  # type: ignore[arg-type]
     env.load_state_dict(env.state_dict())
+    with pytest.raises(ValueError, match=r"seed=1\.5: expected an integer in 0"):
+        env.reset(seed=1.5)  # type: ignore[arg-type]
 
 
 def test_state_of_another_environment_is_refused() -> None:

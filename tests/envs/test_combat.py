@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pettingzoo.test import parallel_api_test, parallel_seed_test
 from torch import Tensor
 
 import envs
+from agents.core.evaluate import play
 from envs.adapt import from_pettingzoo, to_pettingzoo
 from envs.base import SimulationError
 from envs.combat import DT, SCRIPTS, Combat, Record
@@ -586,6 +588,13 @@ def test_self_play_is_symmetric_and_sees_the_enemies_side() -> None:
     wrong._outside.fill_(True)  # what a GPU notes, where looking at every step would wait
     with pytest.raises(SimulationError, match="opponent"):
         wrong.check()
+    wrong.opponent = "closest"
+    wrong._outside.fill_(True)
+    idle = SimpleNamespace(
+        initial_state=lambda n: {}, act=lambda obs, state, best: (torch.ones(2, 3).long(), state)
+    )
+    with pytest.raises(SimulationError, match="opponent"):  # an evaluation asks at its end
+        play(idle, wrong, seed=0)  # type: ignore[arg-type]
     n = 256
     env = make("3m", n, opponent=policy, jitter=0.5, reward="sparse")
     obs, info = env.reset(seed=0)
