@@ -13,8 +13,8 @@ z_{t-1}) needs no look at the image: with `code=observation` z_t is a code of th
 `code=recurrent` is the published form. (2) ln q(a | z', z) alone rewards constant actions; the
 reward is ln q - ln π, clipped and annealed, and on old data a learnt p(a_{t-1} | z_{t-1}) takes the
 place of π. (3) Each term has a multiplier of its own; `constraint=joint` is the published single λ.
-(4) One step may move less than a pixel: `inverse_steps`. Dreamer, CVRL, RePo and others are
-configurations of this file (`configs/baselines`).
+(4) One step may move less than a pixel: `inverse_steps` takes the mean of several actions. Dreamer,
+CVRL, RePo and others are configurations of this file (`configs/baselines`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from agents.core.config import ConfigError, require
 from agents.core.nets import mlp
 from agents.core.replay import Replay
 from agents.core.returns import lambda_returns
-from agents.core.world import TanhGaussianPolicy, Unrolled, WorldModel, earlier, take
+from agents.core.world import TanhGaussianPolicy, Unrolled, WorldModel, earlier, mean_since, take
 
 CONTRAST: dict[str, type[mi.MIEstimator]] = {
     "infonce": mi.neural.InfoNCE,
@@ -89,7 +89,9 @@ class InfoPowerConfig(AgentConfig):
     multiplier_rate: float = 0.003
     """Change of log λ per gradient step for a violation as large as its target."""
     inverse_steps: int = 1
-    """The inverse model sees up to so many steps between z_{t-k} and z_t, k uniform."""
+    """The inverse model tells the mean of the k actions between z_{t-k} and z_t, k uniform up to
+    this: a bound of I(A_{t-k}, ..., A_{t-1}; Z_t | s_{t-k}), the empowerment of k steps (Klyubin et
+    al. 2005). One of k actions alone is hidden by the others; their mean is not."""
     empowerment_reward: float = 0.1
     """Weight of ln q(a|z',z) - ln π(a|z) in the policy's reward at the start; 0 leaves it out."""
     empowerment_clip: float = 2.0
@@ -370,9 +372,10 @@ class InfoPower(Agent):
     def _empowerment(
         self, seen: Unrolled, batch: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """I(A; Z_t | s_{t-k}) of the first of k actions, 0-d; losses of q(a|...) and p(a|...)."""
-        pairs = earlier(batch["first"], self.config.inverse_steps, self.generator)
-        action, code = take(batch["action"], pairs.start + 1), self._code(seen.features)
+        """I(A; Z_t | s_{t-k}) of the mean of k actions, 0-d; losses of q(a|...) and p(a|...)."""
+        most, code = self.config.inverse_steps, self._code(seen.features)
+        pairs = earlier(batch["first"], most, self.generator)
+        action = mean_since(batch["action"], pairs, most)
         start = self._start(take(seen.features, pairs.start), pairs.steps)
         log_prior, mask = self.action_prior(start.detach(), action), pairs.mask
         # The policy's bonus needs the inverse model also where the representation does without.

@@ -404,3 +404,12 @@ def earlier(first: Tensor, most: int, generator: torch.Generator) -> Pairs:
 def take(x: Tensor, time: Tensor) -> Tensor:
     """Rows of x [B, T, D] at the steps int64 [B, T], [B, T, D]."""
     return x.gather(1, time[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def mean_since(x: Tensor, pairs: Pairs, most: int) -> Tensor:
+    """Means of x [B, T, D] over each pair's steps, without the earlier one itself, [B, T, D]."""
+    ahead = torch.arange(1, most + 1, device=x.device)
+    step = (pairs.start[..., None] + ahead).clamp_max(x.shape[1] - 1)  # [B, T, most]
+    values = take(x, step.flatten(1)).unflatten(1, step.shape[1:])
+    inside = (ahead <= pairs.steps[..., None])[..., None]
+    return (values * inside).sum(2) / pairs.steps[..., None]

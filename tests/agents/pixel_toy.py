@@ -16,14 +16,15 @@ class Square(envs.BatchedEnv):
         num_envs: N.
         noise: observations are noise, new in every step, whatever happens.
         ends: the episode terminates at the right wall.
+        speed: largest move in a step; half of the picture is 1.
     """
 
     max_episode_steps = 20
 
-    def __init__(self, num_envs=4, noise=False, ends=False, seed=0):
+    def __init__(self, num_envs=4, noise=False, ends=False, seed=0, speed=0.4):
         image = gym.spaces.Box(0, 255, (3, SIZE, SIZE), np.uint8)
         super().__init__(num_envs, image, gym.spaces.Box(-1.0, 1.0, (2,)), "cpu", seed)
-        self.noise, self.ends = noise, ends
+        self.noise, self.ends, self.speed = noise, ends, speed
         self.position = torch.zeros(num_envs, 2)
         self.static = torch.zeros(num_envs, 3 * SIZE * SIZE)
 
@@ -39,7 +40,7 @@ class Square(envs.BatchedEnv):
         self.static = torch.where(mask[:, None], self.static, before)
 
     def _advance(self, action):
-        self.position = (self.position + 0.4 * action).clamp(-1, 1)
+        self.position = (self.position + self.speed * action).clamp(-1, 1)
         self._draw()
         reward = 1 - self.position.norm(dim=-1)
         terminated = (self.position[:, 0] >= 1) & self.ends

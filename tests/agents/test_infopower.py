@@ -47,9 +47,9 @@ LEAK = {
 }  # fmt: skip
 
 
-def empowerment_of_noise(code: str, steps: int = 220) -> float:
+def empowerment_of_noise(code: str, steps: int = 220, **settings) -> float:
     """Estimate [nats] on fresh data where images are noise, after training on such data."""
-    agent = filled(Square(16, noise=True), code=code, **LEAK)
+    agent = filled(Square(16, noise=True), code=code, **LEAK, **settings)
     for _ in range(steps):
         agent._update_model(agent.sample())
     agent.replay.clear()
@@ -64,6 +64,10 @@ def test_empowerment_does_not_leak_through_the_recurrent_state():
     assert empowerment_of_noise("observation") <= 0.1
 
 
+def test_empowerment_of_several_steps_does_not_leak():
+    assert empowerment_of_noise("observation", inverse_steps=3) <= 0.1
+
+
 def test_published_empowerment_leaks():
     """The published inverse model sees (h, z), where h was fed the action: it fails the test."""
     assert empowerment_of_noise("recurrent") > 1.0
@@ -74,6 +78,14 @@ def test_empowerment_is_found_where_there_is_some():
     for _ in range(220):
         _, metrics = agent._update_model(agent.sample())
     assert metrics["information/empowerment"] > 0.5
+
+
+def test_mean_of_several_actions_shows_where_one_hardly_moves():
+    """A tenth of the picture's half per step: 0.5 nats of one step, less of one among others."""
+    agent = filled(Square(16, speed=0.1), **{**LEAK, "batch_length": 12}, inverse_steps=4)
+    for _ in range(220):
+        _, metrics = agent._update_model(agent.sample())
+    assert metrics["information/empowerment"] > 0.6
 
 
 def test_codes_do_not_collapse():

@@ -10,9 +10,11 @@ from agents.core.world import (
     ConvDecoder,
     ConvEncoder,
     Gaussian,
+    Pairs,
     TanhGaussianPolicy,
     WorldModel,
     earlier,
+    mean_since,
     symexp,
     symlog,
     take,
@@ -132,6 +134,19 @@ def test_pairs_stay_in_their_episode():
 def test_take_by_hand():
     x = torch.arange(6.0).view(1, 3, 2)
     assert take(x, torch.tensor([[2, 0, 0]])).tolist() == [[[4, 5], [0, 1], [0, 1]]]
+
+
+def test_mean_since_by_hand():
+    x = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
+    start, steps = torch.tensor([[0, 0, 0, 2]]), torch.tensor([[3, 1, 2, 1]])
+    pairs = Pairs(start, steps, start >= 0)
+    assert mean_since(x, pairs, 3)[0, :, 0].tolist() == pytest.approx([14 / 3, 2, 3, 8])
+
+
+def test_mean_since_one_step_is_that_step():
+    x = torch.randn(2, 6, 3)
+    pairs = earlier(torch.zeros(2, 6, dtype=torch.bool), 1, torch.Generator())
+    assert torch.equal(mean_since(x, pairs, 1)[:, 1:], x[:, 1:])
 
 
 def test_reward_information_of_a_known_head():
