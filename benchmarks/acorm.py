@@ -1,7 +1,7 @@
 """ACORM and its baselines, measured: speed of learning steps, win rates in `combat`, pictures.
 
-    python benchmarks/acorm.py all [jobs=1] [scale=cpu|cpu-long|cpu-smax|jaxmarl|paper] [seeds=3]
-                                   [maps=2s3z,3s5z] [methods=acorm,qmix]
+    python benchmarks/acorm.py all [jobs=1] [scale=cpu] [seeds=3] [maps=2s3z,3s5z]
+                                   [methods=acorm,qmix]
     python benchmarks/acorm.py speed                     CPU-seconds of learning steps
     python benchmarks/acorm.py learning [...]            win-rate curves of all methods
     python benchmarks/acorm.py pictures run=<directory>  roles, attention, a battle that was won
@@ -10,7 +10,8 @@
 `scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
 is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
 that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
-many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls.
+many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls;
+`jaxmarl-half` takes half as many.
 A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps and
 gradient steps; those that train ACORM's embedding and roles first are among them. Every run is a
 directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
@@ -51,6 +52,9 @@ SCALES: dict[str, dict[str, Any]] = {
     "cpu-smax": CPU | {"total_timesteps": 640_000, "points": 16},
     "jaxmarl": {
         "total_timesteps": 256_000, "epsilon_steps": 25_600, "eval_episodes": 64, "points": 10,
+    },
+    "jaxmarl-half": {
+        "total_timesteps": 128_000, "epsilon_steps": 12_800, "eval_episodes": 64, "points": 5,
     },
     "paper": {
         "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,

@@ -4,7 +4,7 @@
     python benchmarks/infopower.py speed                                  CPU-seconds of an update
     python benchmarks/infopower.py learning [tasks=arm,cartpole] [backgrounds=video,ghost]
                                             [methods=infopower,dreamer]
-                                            [scale=default|small|swing|suite]   some of the runs
+                                            [scale=default|small|swing|suite|suite-6]   some
     python benchmarks/infopower.py video [run=<directory>]                what a latent kept, to see
     python benchmarks/infopower.py report                                 tables from the CSVs
 
@@ -51,10 +51,13 @@ SCALES: dict[str, dict[str, Any]] = {
               "eval_episodes": 64},
 }  # fmt: skip
 SCALES["suite"] = SCALES["swing"] | {"eval_episodes": 32}
+# Of dm_control's actions a camera sees little after one step: see `inverse_steps`.
+SCALES["suite-6"] = SCALES["suite"] | {"inverse_steps": 6}
 """What differs from the configurations' sizes, for all methods alike."""
 WORLDS: dict[str, dict[str, Any]] = {
     "default": {}, "small": {"size": 48, "action_repeat": 8, "duration": 200},
     "swing": {"size": 48}, "suite": {"size": 48, "action_repeat": 4},
+    "suite-6": {"size": 48, "action_repeat": 4},
 }  # fmt: skip
 """And from the environments': episodes of 25 steps have many targets within few steps."""
 POINTS = 3  # of a curve, besides the one before training
