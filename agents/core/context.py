@@ -204,6 +204,10 @@ class CVAE(Generator):
         latent: size of z.
     """
 
+    MAX_LOG_STD = 10.0
+    """Raw velocities of 100 rad/s ask an untrained network for σ = e^30, whose gradient Adam cannot
+    square: NaN on walker-param. It learns to be below; at most e^6 after 100 steps there."""
+
     def __init__(
         self, chosen: int, answer: int, beta: float, hidden: int = 64, latent: int = 5
     ) -> None:
@@ -217,6 +221,7 @@ class CVAE(Generator):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Generator`."""
         mean, log_std = self.encoder(torch.cat([chosen, answer], -1)).chunk(2, -1)
+        log_std = log_std.clamp_max(self.MAX_LOG_STD)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         guess = self.decoder(torch.cat([chosen, mean + log_std.exp() * noise], -1))
         error = (guess - answer).square()

@@ -119,6 +119,21 @@ def test_cvae_loss_by_hand():
     assert loss.item() == pytest.approx(9 + 1 + 0.5 * 2)
 
 
+def test_cvae_learns_from_raw_velocities():
+    """Of walker-param: an untrained network answers 100 rad/s with σ = e^30."""
+    torch.manual_seed(0)
+    cvae, generator = CVAE(24, 19, beta=0.2), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(cvae.parameters(), 3e-3)
+    for _ in range(50):
+        chosen, answer = 100 * torch.randn(256, 24), 100 * torch.randn(256, 19)
+        loss, _ = cvae.loss(chosen, answer, torch.zeros(256), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.isfinite()
+    assert all(p.isfinite().all() for p in cvae.parameters())
+
+
 def test_negatives_keep_what_they_should():
     generator = torch.Generator().manual_seed(0)
     chosen, answer, task = torch.randn(5, 3), torch.randn(5, 2), torch.arange(5) % 4
