@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -199,12 +200,14 @@ class ACORM(Agent):
         """Roles, utilities, mixer, their targets, optimisers, memory."""
         config = self.config
         self.agents, self.features, self.actions = team_sizes(self.env, self.name)
-        longest = self.env.max_episode_steps or 1
-        if config.capacity < longest * self.num_envs:
-            raise ConfigError(
-                f"capacity={config.capacity}: expected at least {longest * self.num_envs}, an "
-                f"episode of {longest} steps in each of {self.num_envs} environments"
-            )
+        longest = self.env.max_episode_steps
+        if longest < sys.maxsize:  # else nobody knows
+            # One more of each: a full memory has lost some of its oldest episodes' steps.
+            each = math.ceil(config.batch_size / self.num_envs) + 1
+            least = longest * each * self.num_envs
+            why = f"batch_size={config.batch_size} episodes of {longest} steps"
+            expected = f"at least {least}, {why} from {self.num_envs} environments"
+            require(config.capacity >= least, "capacity", config.capacity, expected)
         context = self.env.context()
         flat = self.agents * self.features
         self.states = context["state"].shape[1] if "state" in context else flat

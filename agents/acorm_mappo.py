@@ -10,7 +10,8 @@ clustered; here only if `defects` says so. That contrastive steps are skipped th
 episode of a batch is its longest has no counterpart: rollouts are of one length, and the critic's
 memory at their start comes from the last update, whose parameters were one step older. Ours are,
 besides, a first layer of E features and a last one after its memory in the embedding, as on QMIX;
-an actor that begins nearly uniform; Huber's loss of values; gradients clipped for policy and critic
+an actor that begins nearly uniform; Huber's loss of values, of the dead as well, who share the
+team's return; gradients clipped for policy and critic
 apart; a step size that does not decay; the start of W; and a contrastive loss that is not divided
 by 10, which Adam would undo.
 Without roles and attention it is recurrent MAPPO: `python train.py recurrent-mappo`.
@@ -407,7 +408,8 @@ class ACORMMAPPO(Agent):
 
         return {
             "policy/loss": -mean(torch.minimum(ratio * advantage, clipped * advantage)),
-            "critic/loss": mean(functional.huber_loss(value, batch["returns"], reduction="none")),
+            # Of the dead as well: advantages before a death bootstrap from their values.
+            "critic/loss": functional.huber_loss(value, batch["returns"]),
             "policy/entropy": mean(entropy),
             "policy/kl": mean(ratio - 1 - log_ratio),
         }

@@ -197,7 +197,7 @@ def write_report(results: Path) -> None:
     speed = read(results / "speed.csv")
     if speed:
         lines += speed_table(speed)
-    for scale in ("cpu", "cpu-long", "cpu-smax", "jaxmarl", "paper"):
+    for scale in ("cpu", "cpu-long", "cpu-smax", "jaxmarl", "jaxmarl-half", "paper"):
         curves, final = (read(results / f"{n}-{scale}.csv") for n in ("curves", "final"))
         if curves:
             lines += learning_tables(scale, curves, final)

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
-from envs.adapt import images, require_one_row, to_numpy, view_metadata
+from envs.adapt import images, numpy_info, require_one_row, row_info, to_numpy, view_metadata
 from envs.base import BatchedEnv
 
 
@@ -29,6 +29,7 @@ class PettingZooView(ParallelEnv[str, Any, Any]):
         self.metadata = {**view_metadata(env, render_mode), "name": type(env).__name__}
         self.possible_agents = [f"agent_{i}" for i in range(env.num_agents)]
         self.agents = []
+        self.max_cycles = env.max_episode_steps
         self._masks = "avail_actions" in env.context()
         box, actions = env.single_observation_space, env.single_action_space
         assert isinstance(box, spaces.Box)
@@ -75,6 +76,8 @@ class PettingZooView(ParallelEnv[str, Any, Any]):
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Advance the agents that are there.
 
+        The team's numbers, as whether a battle is won, are in every agent's info.
+
         Args:
             actions: one of each agent in `agents`.
 
@@ -101,12 +104,14 @@ class PettingZooView(ParallelEnv[str, Any, Any]):
         alive = set(self._alive())
         observations = self._observations(info["final_obs"], acting)
         self._next_obs = obs if over else None
+        row = row_info(numpy_info(info), 0)
+        scalars = {k: v for k, v in row.items() if isinstance(v, (bool, int, float))}
         return (
             observations,
             {agent: rewards[agent] for agent in acting},
             {agent: agent not in alive or bool(terminated[0]) for agent in acting},
             {agent: agent in alive and cut for agent in acting},
-            {agent: {} for agent in acting},
+            {agent: dict(scalars) for agent in acting},
         )
 
     def state(self) -> np.ndarray:

@@ -156,7 +156,7 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
         """Begin an episode; see `BatchedEnv.reset` for the arguments."""
         super().reset(seed=seed)
         if self._next_obs is not None and seed is None and not options:
-            obs, info = self._next_obs, {}
+            obs, info = self._next_obs, row_info(numpy_info(self.env.context()), 0)
         else:
             if seed is not None and seed >= 0:
                 seed %= 2**63  # Minari's collector draws seeds of 64 bits
@@ -182,6 +182,7 @@ class GymnasiumView(gym.Env[np.ndarray, Any]):
         )
         if bool(info["_final_obs"][0]):
             self._running, self._next_obs = False, to_numpy(obs[0])
+            info = {**info, **info.get("final_info", {})}  # not of the episode that has begun
         return (
             to_numpy(info["final_obs"][0]),
             float(reward[0]),

@@ -131,6 +131,17 @@ class Combat(BatchedEnv):
         # The same, within a step: what rows that do not begin an episode go on seeing.
         self._last: tuple[Tensor, ...] | None = None
 
+    @property
+    def opponent(self) -> str | Policy:
+        """Who commands the enemies: a script, or a policy as `observe` says."""
+        return self._opponent
+
+    @opponent.setter
+    def opponent(self, opponent: str | Policy) -> None:
+        if not callable(opponent):
+            one_of("opponent", opponent, SCRIPTS)
+        self._opponent = opponent
+
     # ---- what a set of rules writes
 
     def _constants(self) -> None:
@@ -283,7 +294,8 @@ class Combat(BatchedEnv):
 
         A policy for the enemies, i.e. self-play, is `env.opponent = policy`, which is called with
         these at every step and returns their actions int64 [N, E]; enemies have as many actions as
-        their side's `avail_actions` says.
+        their side's `avail_actions` says. Evaluations make an environment of their own and a
+        checkpoint holds no policy: both play against the script unless they are given an `env`.
         """
         obs, state, available, alive = self._look_at(self.battle, side)
         return obs, {"state": state, "avail_actions": available, "alive": alive}
@@ -544,8 +556,6 @@ def make_combat(
 
     one_of("rules", rules, ("sc2", "smax"))
     one_of("reward", reward, ("shaped", "sparse"))
-    if opponent is not None and not callable(opponent):
-        one_of("opponent", opponent, SCRIPTS)
     for name, value in (("jitter", jitter), ("reward_negative_scale", reward_negative_scale)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}={value}: expected at least 0, and finite")

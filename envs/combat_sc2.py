@@ -118,7 +118,7 @@ class SC2Combat(Combat):
         actions = 6 + counts[1], 6 + counts[0]
         super().__init__(
             num_envs, device, seed, teams, battlefield.limit, sizes, actions,
-            opponent or "attack-move", compile,
+            "attack-move" if opponent is None else opponent, compile,
         )  # fmt: skip
 
     def _features(self, side: int, counts: tuple[int, int]) -> int:
@@ -636,7 +636,7 @@ class Ground(NamedTuple):
     free: Tensor | None
     """Whether a cell is free, bool [1024]; None where the whole box is."""
     node: Tensor
-    """Number of a cell among the free ones, 0 of another, int64 [1024]."""
+    """Number of the nearest free cell, a free one's own, int64 [1024]."""
     paths: Tensor | None
     """From one free cell to another, where to go straight ahead: x, y [m] and whether that is the
     end [K, K, 3]; None where every free cell can be seen from every other."""
@@ -653,8 +653,8 @@ def ground_of(terrain: str) -> Ground:
     free, box = _inside(centre, outline), (outline.amin(0), outline.amax(0))
     if bool((free == ((centre > box[0]) & (centre < box[1])).all(1)).all()):
         return Ground(box, None, torch.zeros(size**2, dtype=torch.int64), None)
-    node = free.cumsum(0) * free - free.long()
     place = centre[free]
+    node = torch.cdist(centre, place).argmin(1)
     samples = torch.linspace(0, 1, 129)[:, None, None, None]
     seen = torch.ones(len(place), len(place), dtype=torch.bool)
     for i, start in enumerate(place):  # a row at a time: all at once would take a gigabyte

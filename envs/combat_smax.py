@@ -77,7 +77,7 @@ class SMAXCombat(Combat):
         actions = FIRST_ATTACK + enemies, FIRST_ATTACK + agents
         super().__init__(
             num_envs, device, seed, rosters, LIMIT, (size, size), actions,
-            opponent or "heuristic", compile,
+            "heuristic" if opponent is None else opponent, compile,
         )  # fmt: skip
 
     def _constants(self) -> None:

@@ -18,12 +18,11 @@ import torch
 from gymnasium import spaces
 
 from envs.foreign import GymnasiumBatch, Workers, _batch
-from envs.units import RANDOM, TEAMS
+from envs.units import MAPS, RANDOM, TEAMS
 
 NEEDS = (
     "needs the package {package} (from github.com/oxwhirl/{package}; {note}) and StarCraft II "
-    "4.10 for Linux with SMAC's maps, in ~/StarCraftII or where SC2PATH says; `combat/{name}` "
-    "needs none of it"
+    "4.10 for Linux with SMAC's maps, in ~/StarCraftII or where SC2PATH says; {instead}"
 )
 NOTES = {
     "smac": "`smac` on PyPI is something else",
@@ -99,9 +98,15 @@ class SMACEnv(gym.Env[np.ndarray, Any]):
         }
 
 
+def _needs(package: str, name: str) -> str:
+    """What a game takes to run, and which of our maps would do instead."""
+    ours = f"`combat/{name}`" if name in (*MAPS, *RANDOM) else "the maps of `combat/`"
+    return NEEDS.format(package=package, note=NOTES[package], instead=f"{ours} need none of it")
+
+
 def _game(package: str, name: str, **kwargs: Any) -> Any:
     """A game of SMAC or SMACv2; not launched before its first reset."""
-    needs = NEEDS.format(package=package, name=name, note=NOTES[package])
+    needs = _needs(package, name)
     try:
         if package == "smac":
             from smac.env import StarCraft2Env  # type: ignore[import-not-found]
@@ -171,6 +176,5 @@ def from_smac(
     folder = Path(os.environ.get("SC2PATH", "~/StarCraftII")).expanduser()
     make = functools.partial(SMACEnv, package, name, **kwargs)
     if not folder.is_dir():
-        needs = NEEDS.format(package=package, name=name, note=NOTES[package])
-        raise ValueError(f"{package}/{name}: {needs} (there is no {folder})")
+        raise ValueError(f"{package}/{name}: {_needs(package, name)} (there is no {folder})")
     return _batch(make, num_envs, device, seed, workers, timeout)

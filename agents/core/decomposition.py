@@ -194,4 +194,6 @@ def team_sizes(env: Any, agent: str) -> tuple[int, int, int]:
         raise ConfigError(f"env: {agent} needs several agents that observe vectors")
     if not isinstance(space, gym.spaces.MultiDiscrete) or len(set(space.nvec.tolist())) != 1:
         raise ConfigError(f"env: {agent} needs the same discrete actions for all, got {space}")
+    if space.start.any():
+        raise ConfigError(f"env: {agent} needs actions that begin at 0, got {space}")
     return shape[0], shape[1], int(space.nvec[0])

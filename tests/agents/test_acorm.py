@@ -497,10 +497,20 @@ def test_refuses_with_one_clear_line(settings, message):
 
 
 def test_the_memory_holds_an_episode():
-    with pytest.raises(
-        ConfigError, match=r"capacity=320: expected at least 3840, an episode of 60"
-    ):
+    wanted = r"capacity=320: expected at least 7680, batch_size=32 episodes of 60"
+    with pytest.raises(ConfigError, match=wanted):
         ACORM("combat/3m", num_envs=64, capacity=320)
+
+
+def test_the_smallest_memory_learns():
+    """A smaller one may never hold a batch of the longest episodes from their first step on."""
+    least = 4 * Team(4).max_episode_steps * 2
+    with pytest.raises(ConfigError, match=f"capacity={least - 4}: expected at least {least}"):
+        make(capacity=least - 4)
+    agent = make(capacity=least)
+    agent.learn(total_timesteps=8 * least)
+    assert agent.memory.full
+    assert agent.memory.count_episodes("ended") >= 4
 
 
 class Loud(Cue):
@@ -540,7 +550,7 @@ def test_needs_a_team_with_discrete_actions():
 
 def test_five_thousand_episodes_of_mmm2_take_two_gigabytes():
     """At the 90 steps they may last on average; it has 180, and the published replay 17.8 GB."""
-    agent = make("combat/MMM2", num_envs=2, capacity=360)
+    agent = make("combat/MMM2", num_envs=2, capacity=1080)
     size = sum(r[0, 0].numel() * r.element_size() for r in agent.memory._rows.values())
     assert size * 5000 * 90 <= 2e9
     obs = agent.env.reset(seed=0)[0]

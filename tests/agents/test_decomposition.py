@@ -1,12 +1,15 @@
 """Mixers, targets, K-means and role networks, by hand."""
 
 import itertools
+import types
 
+import gymnasium as gym
 import pytest
 import torch
 from torch.nn import functional
 
 from agents.core.cluster import kmeans
+from agents.core.config import ConfigError
 from agents.core.decomposition import (
     Independent,
     QMix,
@@ -15,6 +18,7 @@ from agents.core.decomposition import (
     greedy,
     lambda_returns,
     previous_actions,
+    team_sizes,
 )
 from agents.core.roles import Roles, StateAttention
 
@@ -321,3 +325,13 @@ def test_the_small_attention_has_a_learnt_query_for_each_agent():
     attention = StateAttention(4, 3, 5, small=True)
     weights = attention.weights(torch.randn(2, 1, 4), torch.randn(2, 1, 3, 5))
     assert not torch.allclose(weights[..., 0, :], weights[..., 1, :])
+
+
+def test_actions_that_do_not_begin_at_0_are_refused():
+    env = types.SimpleNamespace(
+        num_agents=2,
+        single_observation_space=gym.spaces.Box(-1, 1, (2, 3)),
+        single_action_space=gym.spaces.MultiDiscrete([3, 3], start=[1, 1]),
+    )
+    with pytest.raises(ConfigError, match="needs actions that begin at 0"):
+        team_sizes(env, "acorm")

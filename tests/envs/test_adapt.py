@@ -110,6 +110,27 @@ def test_gymnasium_view_resets_at_any_moment() -> None:
     np.testing.assert_array_equal(view.reset()[0], episodes[1])
 
 
+def test_gymnasium_view_has_the_context_of_its_own_episode() -> None:
+    """A policy that reads masks needs them of every episode."""
+    view, env = to_gymnasium(make("combat/3m", seed=3)), make("combat/3m", seed=3)
+    (_, info), (_, expected) = view.reset(), env.reset()
+    for _ in range(2):
+        assert set(info) == {"state", "avail_actions", "alive"}
+        over = False
+        while not over:
+            for name in info:
+                np.testing.assert_array_equal(info[name], expected[name][0])
+            action = torch.as_tensor(info["avail_actions"]).int().argmax(-1)
+            *_, terminated, truncated, after = view.step(action)
+            *_, row = env.step(action[None])
+            over = terminated or truncated
+            info = {name: after[name] for name in info}
+            expected = row["final_info"]
+        for name in info:  # of the last state, not of the next start
+            np.testing.assert_array_equal(info[name], expected[name][0])
+        (_, info), expected = view.reset(), env.context()
+
+
 def test_gymnasium_view_steps_only_a_running_episode() -> None:
     view = to_gymnasium(PointMass(1))
     with pytest.raises(gym.error.ResetNeeded):

@@ -286,6 +286,38 @@ def test_masks_observations_and_state_by_hand() -> None:
     assert (last.sum(1) == 1).all()
 
 
+def test_a_move_beside_a_wall_goes_its_way() -> None:
+    """Two metres north of there is rock, one metre is not: the way round used to lead to (0, 0)."""
+    env = make("corridor")
+    env.reset(seed=0)
+    position = env.battle.position.clone()
+    position[:, 0, 0] = torch.tensor([23.23, 29.9])
+    env.battle = env.battle._replace(position=position)
+    assert not env._open(position[:, :1] + torch.tensor([0.0, 2.0])[:, None, None]).item()
+    action = torch.ones(1, 6, dtype=torch.int64)
+    action[0, 0] = 2  # north
+    env._proceed(action, (None, "attack-move"))
+    way = env.battle.position[:, 0, 0] - position[:, 0, 0]
+    assert way[1] > 0.3 and way[0].abs() < 0.3
+
+
+def test_an_unknown_opponent_is_refused_at_once() -> None:
+    env = make("3m")
+    with pytest.raises(ValueError, match="opponent='wekest': expected one of closest"):
+        env.opponent = "wekest"
+    assert env.opponent == "attack-move"
+
+
+def test_pettingzoo_says_who_has_won_and_how_long_it_takes() -> None:
+    view = to_pettingzoo(make("3m"))
+    assert view.max_cycles == 60
+    view.reset(seed=0)
+    infos: dict[str, Any] = {}
+    while view.agents:
+        *_, infos = view.step(dict.fromkeys(view.agents, 1))  # stop, or nothing of the dead
+    assert [info["battle_won"] for info in infos.values()] == [False] * len(infos) != []
+
+
 def test_moves_and_unavailable_actions() -> None:
     env = make("3m")
     env.reset(seed=0)
