@@ -310,7 +310,8 @@ class Agent:
                 line = "  ".join(f"{k} {v:.3g}" for k, v in self.headline(row).items())
                 bar.write(f"{self.num_timesteps:>10,} steps  {line}  {speed:,.0f} steps/s")
                 run.log(row)
-                if row.get(f"eval/{self.score}", float("-inf")) > self._best_score:
+                better = row.get(f"eval/{self.score}", float("-inf")) > self._best_score
+                if better and self.learning:
                     self._best_score = row[f"eval/{self.score}"]
                     self._require_finite()
                     run.save(self.state_dict(), best=True)
@@ -335,6 +336,11 @@ class Agent:
                 tensors = [v for v in values if isinstance(v, Tensor)]
             if tensors and not bool(torch.stack([v.isfinite().all() for v in tensors]).all()):
                 raise NonFiniteError(f"{name}: NaN or infinity; expected finite values")
+
+    @property
+    def learning(self) -> bool:
+        """Whether learning has begun, so that a checkpoint may be the best one."""
+        return True
 
     def headline(self, row: Mapping[str, float]) -> dict[str, float]:
         """The few metrics of a row that the console shows."""
@@ -439,6 +445,11 @@ class Agent:
         """
         count: int = episodes or self.config.eval_episodes
         env = env or self.make_eval_env(count)
+        for name in ("single_observation_space", "single_action_space"):
+            given, own = getattr(env, name).shape, getattr(self.env, name).shape
+            if given != own:
+                what = name.removeprefix("single_")
+                raise ConfigError(f"env: expected {what} {own}, as in training, got {given}")
         generator = torch.Generator(self.device).manual_seed(self.config.seed + 2)
         with self.using(generator):
             return evaluate(self, env, count, self.config.seed + 2, deterministic)
@@ -496,13 +507,13 @@ class Agent:
             "best_score": self._best_score if np.isfinite(self._best_score) else None,
         }
 
-    def load_state_dict(self, tree: dict[str, Any]) -> None:
+    def load_state_dict(self, tree: dict[str, Any], same_env: bool = True) -> None:
         """Continue exactly where `state_dict` was taken.
 
-        The environment is continued too unless it has another number of rows or the checkpoint
-        comes from another kind of device, whose simulation and random numbers do not carry over;
-        then training goes on from freshly reset environments. So do all processes of `torchrun` but
-        the first, whose environments a checkpoint holds.
+        The environment is continued too unless it is not the same one, has another number of rows
+        or the checkpoint comes from another kind of device, whose simulation and random numbers do
+        not carry over; then training goes on from freshly reset environments. So do all processes
+        of `torchrun` but the first, whose environments a checkpoint holds.
 
         Raises:
             ValueError: the tree belongs to another agent or to networks of other sizes.
@@ -517,7 +528,7 @@ class Agent:
         obs, started = tree["obs"], tree["obs"] is not None
         same_rows = len(tree["returns"][0]) == self.num_envs
         same_device = tree["device"] == self.device.type and parallel.rank() == 0
-        goes_on = same_rows and same_device and started
+        goes_on = same_env and same_rows and same_device and started
         if goes_on:
             with self.using(torch.Generator(self.device)):  # whose draws nobody sees
                 like = self.initial_state(self.num_envs)
@@ -537,7 +548,7 @@ class Agent:
                 else:
                     part.load_state_dict(tree["parts"][name])
             except (RuntimeError, ValueError, KeyError) as error:
-                if "replay" in str(error) and not same_rows:
+                if "replay" in str(error) and not (same_rows and same_env):
                     continue  # a memory of other environments; it fills again
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(f"part {name!r} does not fit: {reason}") from None
@@ -580,7 +591,9 @@ class Agent:
 
         Args:
             path: of the checkpoint.
-            env: another environment than the one it was trained in.
+            env: another environment than the one it was trained in. Another id, or `env_kwargs`,
+                begin at a reset; an object has to be able to go on where training stopped, unless
+                it has another number of rows.
             device: where to put it.
             **overrides: settings to change, e.g. `num_envs=1`.
 
@@ -593,17 +606,19 @@ class Agent:
             raise CheckpointError(path, f"holds agent {held!r}, expected {cls.name!r}")
         config = build(cls.Config, [tree["config"]], {"device": device, **overrides})
         agent = cls(env, config)
-        agent.restore(tree, path)
+        before = build(cls.Config, [tree["config"]], {})
+        same_id = not isinstance(env, str) or env == before.env
+        agent.restore(tree, path, same_id and config.env_kwargs == before.env_kwargs)
         return agent
 
-    def restore(self, tree: dict[str, Any], path: str | Path) -> None:
+    def restore(self, tree: dict[str, Any], path: str | Path, same_env: bool = True) -> None:
         """`load_state_dict` of a checkpoint's tree, with errors that name the file.
 
         Raises:
             CheckpointError: the tree does not fit this agent.
         """
         try:
-            self.load_state_dict(tree)
+            self.load_state_dict(tree, same_env)
             self._require_finite()
         except (
             ValueError,
@@ -629,7 +644,7 @@ class Agent:
             return envs.make(
                 config.env, config.num_envs, self.device, self.seed, **config.env_kwargs
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ConfigError(f"env={config.env}: {error}") from None
 
 

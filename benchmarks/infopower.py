@@ -102,6 +102,8 @@ def make(run: dict[str, Any]) -> Any:
         "device": "cpu", "log_interval": 1, "replay_capacity": max(run["steps"], 1000),
         **SCALES[run["scale"]],
     }  # fmt: skip
+    if run["method"] == "random":
+        del overrides["prefill"]  # which never ends
     return InfoPower(config=build(InfoPower.Config, layers, overrides))
 
 

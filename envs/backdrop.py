@@ -185,6 +185,8 @@ class Backdrop:
             raise ValueError(
                 f"window={window}: expected a multiple of {GRID} in 8 .. {size} pixels"
             )
+        if kind == "ghost" and self.window < 16:
+            raise ValueError(f"window={window}: expected at least 16 pixels for a ghost")
         if videos is not None and kind not in ("static", "video"):
             raise ValueError(
                 f"videos: background={kind!r} shows none; expected 'static' or 'video'"
@@ -327,8 +329,8 @@ class Jitter:
     def __init__(
         self, num_envs: int, camera: int, colour: float, device: torch.device | str = "cpu"
     ) -> None:
-        if not 0 <= camera <= 32:
-            raise ValueError(f"camera_jitter={camera}: expected 0 .. 32 pixels")
+        if not isinstance(camera, int) or not 0 <= camera <= 32:
+            raise ValueError(f"camera_jitter={camera}: expected an integer in 0 .. 32, pixels")
         if not 0 <= colour <= 1:
             raise ValueError(f"colour_jitter={colour}: expected 0 .. 1")
         self.camera, self.colour = camera, colour

@@ -79,7 +79,8 @@ class RasterEnv(BatchedEnv):
     """A task whose physics and pictures are torch: a subclass has the physics, shapes and reward.
 
     Observations are uint8 [N, 3, R, R]. An episode is `duration` control steps, of which each step
-    does `action_repeat` with the same action; their rewards are added. `info` has
+    does `action_repeat` with the same action; their rewards are added. The last step is whole, too,
+    where `action_repeat` does not divide `duration`. `info` has
 
     - `controllable` [N, P]: the agent's pose, exactly;
     - `distractor` [N, D]: what the backdrop shows, exactly; see `Backdrop.state`;
@@ -132,7 +133,8 @@ class RasterEnv(BatchedEnv):
         if self.duration < 1:
             raise ValueError(f"duration={duration}: expected at least 1 control step")
         self.action_repeat = self.repeat if action_repeat is None else action_repeat
-        if not 1 <= self.action_repeat <= self.duration:
+        repeat = self.action_repeat
+        if not isinstance(repeat, int) or not 1 <= repeat <= self.duration:
             raise ValueError(f"action_repeat={action_repeat}: expected 1 .. {self.duration}")
         if not 16 <= size <= 512 or size % 4:
             raise ValueError(f"size={size}: expected a multiple of 4 in 16 .. 512 pixels")

@@ -83,7 +83,8 @@ class SuitePixels(MujocoEnv):
         num_threads: int = 0,
     ) -> None:
         made = task()
-        if not 1 <= action_repeat <= made.max_episode_steps:
+        whole = isinstance(action_repeat, int)
+        if not whole or not 1 <= action_repeat <= made.max_episode_steps:
             raise ValueError(
                 f"action_repeat={action_repeat}: expected 1 .. {made.max_episode_steps}"
             )

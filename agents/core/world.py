@@ -63,6 +63,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Embeddings [*, E]."""
+        if obs.dtype != torch.uint8:
+            raise ValueError(f"images: expected uint8, got {obs.dtype}")
         lead = obs.shape[:-3]
         # bfloat16 holds 0 .. 255 exactly, in half of the memory.
         kind = torch.bfloat16 if self.low_precision else torch.float32

@@ -121,6 +121,15 @@ def test_trains_and_evaluates_in_a_foreign_environment_by_id(small):
         SLIM("gym/Pendulm-v1", **small)
 
 
+def test_what_is_not_installed_is_one_line(small, monkeypatch):
+    def make(*args, **kwargs):
+        raise ImportError("needs the package av")
+
+    monkeypatch.setattr(envs, "make", make)
+    with pytest.raises(ConfigError, match="env=tabletop: needs the package av"):
+        SLIM("tabletop", **small)
+
+
 def test_errors_name_the_culprit(small, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'lr'"):
         SLIM(**small, lrr=1)

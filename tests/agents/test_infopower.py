@@ -13,7 +13,9 @@ import agents
 import envs
 import train
 from agents import AGENTS, ConfigError, InfoPower
+from agents.core.checkpoint import CheckpointError, load_checkpoint
 from agents.core.config import build, read_yaml
+from agents.core.run import Run
 
 TINY = {
     "num_envs": 4,
@@ -357,6 +359,46 @@ def test_paper_scale_is_a_name_of_the_command_line():
     assert (config.batch_size, config.batch_length, config.observation) == (50, 50, "nwj")
 
 
+def test_few_random_steps_are_no_obstacle_to_loading_with_more_environments(tmp_path):
+    tiny(Square(1), num_envs=1, prefill=10).save(tmp_path / "one.ckpt")
+    agent = InfoPower.load(tmp_path / "one.ckpt", env=Square(4), num_envs=4)
+    assert agent.num_envs == 4
+
+
+def test_random_actions_are_never_the_best(tmp_path):
+    """A checkpoint from before learning acts at random for ever."""
+    agent = tiny(Square(4), prefill=80, eval_interval=1)
+    evaluated = []
+
+    def worse_and_worse():
+        evaluated.append(agent.num_timesteps)
+        return {"return_mean": -float(len(evaluated))}
+
+    agent.evaluate = worse_and_worse
+    with Run(tmp_path / "run", "infopower", {}) as agent.run:
+        agent.learn(160)
+    assert evaluated[0] < 80 <= evaluated[-1]
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt")["num_timesteps"] == 80
+
+
+def test_another_backdrop_begins_anew(tmp_path):
+    settings = {**TINY, "num_envs": 2, "env_kwargs": {"background": "noise", "size": 16}}
+    InfoPower("pixels/point", **settings).learn(80).save(tmp_path / "a.ckpt")
+    agent = InfoPower.load(tmp_path / "a.ckpt", env_kwargs={"background": "none"})
+    assert agent.env.backdrop.kind == "none"
+    agent.learn(40)
+    with pytest.raises(CheckpointError, match="backdrop"):  # an object has to go on
+        InfoPower.load(tmp_path / "a.ckpt", env=envs.make("pixels/point", 2, size=16))
+
+
+def test_images_are_bytes_and_evaluations_of_their_size():
+    agent = tiny(Square(4))
+    with pytest.raises(ValueError, match=r"images: expected uint8, got torch\.float32"):
+        agent.predict(torch.rand(2, 3, 48, 48))
+    with pytest.raises(ConfigError, match=r"expected observation_space \(3, 48, 48\)"):
+        agent.evaluate(envs.make("pixels/point", 2, size=32))
+
+
 def test_wrong_environments_and_settings_are_named():
     with pytest.raises(ConfigError, match=r"InfoPower needs images uint8 \[C, H, W\]"):
         InfoPower("half-cheetah", num_envs=2)
@@ -364,8 +406,16 @@ def test_wrong_environments_and_settings_are_named():
     env.single_action_space = gym.spaces.Discrete(3)
     with pytest.raises(ConfigError, match=r"InfoPower needs a continuous action"):
         tiny(env)
-    with pytest.raises(ConfigError, match="prefill=10: expected num_envs"):
-        tiny(prefill=10)
+    wide = Square()
+    wide.single_action_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    with pytest.raises(ConfigError, match="needs bounded actions"):
+        tiny(wide)
+    with pytest.raises(ConfigError, match=r"replay_capacity=20: expected at least 24, batch_leng"):
+        tiny(Square(4), replay_capacity=20)
+    with pytest.raises(ConfigError, match=r"forward_weight=0\.001: expected 0, or 0\.01 \.\. 10"):
+        tiny(forward_weight=0.001)
+    with pytest.raises(ConfigError, match=r"forward_weight=0\.0: expected above 0, for code=rec"):
+        tiny(code="recurrent", forward_weight=0.0)
     with pytest.raises(ConfigError, match="code"):
         tiny(code="pixels")
     with pytest.raises(ConfigError, match="batch_length=3: expected more than inverse_steps"):

@@ -301,7 +301,10 @@ def test_a_row_is_the_same_in_a_large_batch() -> None:
         ({"background": "noise", "window": 30}, r"window=30: expected a multiple of 4"),
         ({"background": "ghost", "videos": "x"}, r"videos: background='ghost' shows none"),
         ({"size": 1000}, r"size=1000: expected a multiple of 4 in 16 .. 512"),
+        ({"background": "ghost", "window": 12}, r"window=12: expected at least 16 pixels for a g"),
+        ({"background": "video", "videos": "~nobody/x"}, r"videos='~nobody/x': expected a folder"),
         ({"action_repeat": 0}, r"action_repeat=0: expected 1 .. 1000"),
+        ({"action_repeat": 2.0}, r"action_repeat=2.0: expected 1 .. 1000"),
         ({"backgroud": "video"}, r"no argument 'backgroud'; did you mean 'background'\?"),
     ],
 )
