@@ -17,6 +17,7 @@ As nothing is collected, a time step is a gradient step here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +46,9 @@ from agents.core.tasks import TaskReplay, draw_tasks, pack, training_tasks
 from envs.base import BatchedEnv
 from envs.data import TaskData
 from envs.tasks import TaskFamily
+
+PRIOR_RATE = 0.01
+"""Of the running mean of codes whose encoder the critics go on training."""
 
 
 @dataclass
@@ -139,8 +143,10 @@ class CORROConfig(AgentConfig):
         require(self.task_batch >= 2, "task_batch", self.task_batch, "at least 2")
         for name in ("contrastive", "metric", "reconstruction", "classification", "leak"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        for name in ("temperature", "lr", "encoder_lr"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("temperature", "lr", "encoder_lr", "head_weight", "generator_option"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a positive number")
+        require(self.entropy is None or self.entropy >= 0, "entropy", self.entropy, "at least 0")
         if self.gamma is not None:
             require(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
         require(0 <= self.encoder_share <= 1, "encoder_share", self.encoder_share, "in [0, 1]")
@@ -182,7 +188,11 @@ class CORRO(Agent):
         self.net: Any = nn.ModuleDict(net)
         self.net.register_buffer("prior", torch.zeros(code))
         self.net.to(self.device)
-        gamma = 1 - 1 / self.env.max_episode_steps if config.gamma is None else config.gamma
+        gamma, horizon = config.gamma, self.env.max_episode_steps
+        if gamma is None:
+            known = horizon < sys.maxsize
+            require(known, "gamma", gamma, "a number, as the environment has no time limit")
+            gamma = 1 - 1 / horizon
         self.head = HEADS[config.head](
             obs + code, actions, config.hidden, gamma=gamma, weight=config.head_weight,
             temperature=config.entropy, layer_norm=config.layer_norm,
@@ -297,7 +307,7 @@ class CORRO(Agent):
         return {"code": code}
 
     def initial_state(self, num_envs: int) -> State:
-        """The code of no context: the training contexts' mean, [num_envs, Z]."""
+        """The code of no context: the training contexts' mean, [num_envs, Z]; see `PRIOR_RATE`."""
         return {"code": self.net.prior.expand(num_envs, -1).clone()}
 
     def act(self, obs: Tensor, state: State, deterministic: bool) -> tuple[Tensor, State]:
@@ -497,7 +507,9 @@ class CORRO(Agent):
             return self.net.prior.expand(len(task), 1, -1)
         if config.critic_gradient == "encoder":
             context, mask = self.replay.whole(episode[:, :1])
-            return self.encode(context["chosen"], context["answer"], mask)
+            code = self.encode(context["chosen"], context["answer"], mask)
+            self.net.prior.lerp_(code.detach().mean((0, 1)), PRIOR_RATE)
+            return code
         bank = self.bank
         if config.critic_gradient == "aggregator":
             index = episode[:, :1] % bank["mask"].shape[1]

@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,6 +353,17 @@ def test_same_seed_same_training_other_seed_other(dataset):
     )
 
 
+def test_the_code_of_no_context_is_a_mean_also_where_the_critics_train_the_encoder(dataset):
+    agent = CORRO(dataset=dataset, **SMALL, **VARIANTS["supervised"]).learn(total_timesteps=500)
+    data = agent.data
+    context = (data.observations, data.actions, data.rewards, data.next_observations)
+    context = tuple(x.flatten(0, 1) for x in context)
+    task = torch.zeros(len(context[0]), data.tasks.shape[1])
+    codes = agent.context_state(context, data.mask.flatten(0, 1), task)["code"]
+    apart = (agent.net.prior - codes.mean(0)).norm()
+    assert apart < 0.3 * codes.norm(dim=-1).mean()  # 1 where it stays 0
+
+
 VARIANTS = {
     "ours": {},
     "published": {
@@ -420,6 +432,14 @@ def test_errors_name_the_culprit(dataset):
         CORRO(generator_share=0.0, **SMALL)
     with pytest.raises(ConfigError, match=r"encoder_share.*in \[0, 1\]"):
         CORRO(encoder_share=2.0, **SMALL)
+    for wrong in ({"entropy": -0.2}, {"head_weight": -5.0}, {"generator_option": -1.0}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ConfigError, match=f"{name}={value}: expected"):
+            CORRO(dataset=dataset, **SMALL, **wrong)
+    endless = envs.make("point-robot", 1)
+    endless.max_episode_steps = sys.maxsize
+    with pytest.raises(ConfigError, match="gamma=None: expected a number, as the environment has"):
+        CORRO(endless, dataset=dataset, **SMALL)
     with pytest.raises(ConfigError, match="expected observations and actions of shapes"):
         CORRO(env="half-cheetah", dataset=dataset, **SMALL, env_kwargs={"num_threads": 1}).learn()
 
