@@ -12,6 +12,7 @@ Shape letters: K tasks, E episodes of a task, N = K·E rows, T steps, S checkpoi
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,6 +155,17 @@ def make_env(agent: Any, data: TaskData, episodes: int, device: Any) -> BatchedE
     return envs.make(data.family, len(ids), device, 0, tasks=data.tasks, task_ids=ids)
 
 
+def require_limit(steps: int, name: str, value: object) -> int:
+    """The time limit of an environment, for a setting that needs one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    limit = "an environment whose episodes have a time limit (max_episode_steps)"
+    require(steps < sys.maxsize, name, value, limit)
+    return steps
+
+
 @torch.no_grad()
 def draw_contexts(
     agent: Any, data: TaskData, config: OfflineConfig, generator: torch.Generator, device: Any
@@ -236,10 +248,12 @@ class Outcome:
     Attributes:
         returns: of every episode [K, E].
         state: what it played with, [K·E, ...] each.
+        horizon: steps after which its environment ends an episode, `sys.maxsize` if it does not.
     """
 
     returns: Tensor
     state: dict[str, Tensor]
+    horizon: int
 
 
 def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
@@ -260,7 +274,7 @@ def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
         state = agent.initial_state(len(task))
     env = make_env(agent, data, config.episodes, device)
     played = play(agent, env, config.seed, deterministic=True, state=state)
-    return Outcome(played.returns.view(data.num_tasks, -1), state)
+    return Outcome(played.returns.view(data.num_tasks, -1), state, env.max_episode_steps)
 
 
 def evaluate_agent(agent: Any, episodes: int) -> dict[str, float]:
@@ -365,6 +379,9 @@ def evaluate_checkpoints(
     Returns:
         Metrics of `summarise` over all; `return_mean/<name>` of each where there are several;
         `fqe/…` and the diagnostics where they are asked for.
+
+    Raises:
+        ConfigError: the agents' spaces are not those of the data, or `fqe` without a time limit.
     """
     from agents.core import diagnose
 
@@ -380,14 +397,18 @@ def evaluate_checkpoints(
     if config.fqe:
         values = [
             diagnose.fitted_q(
-                agent, data, outcome.state, config.fqe, config.seed, spaces_of(agent)[1]
+                agent,
+                data,
+                outcome.state,
+                config.fqe,
+                require_limit(outcome.horizon, "fqe", config.fqe),
+                config.seed,
+                spaces_of(agent)[1],
             )
             for agent, outcome in zip(agents, outcomes, strict=True)
         ]
         estimates, truth = torch.stack(values).cpu().numpy(), returns.mean(2).cpu().numpy()
         metrics["fqe/return_mean"] = float(estimates.mean())
-        if len(agents) == 1:  # no policies to rank: rank the tasks
-            estimates, truth = estimates.T, truth.T
         ranking = compare_rankings(estimates, truth)
         metrics |= {f"fqe/{name}": value for name, value in ranking.items()}
     if config.diagnostics:
