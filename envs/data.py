@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.episodes import Episode, read_hdf5, read_minari, write_minari
+from envs.episodes import Episode, read_hdf5, read_json, read_minari, write_minari
 from envs.hdf5 import MAX_BYTES, DataError
 
 TIERS = ("random", "medium", "expert", "mixed", "ood")
@@ -315,12 +315,13 @@ def _find(source: str | Path) -> Path:
 
 
 def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData:
-    pattern = re.compile(r"task-\d+-(\w+)-v0")
-    found = {p: m[1] for p in path.iterdir() if (m := pattern.fullmatch(p.name))}
-    folders = sorted(p / "data" for p, name in found.items() if name == tier)
+    pattern = re.compile(r"task-(\d{1,9})-(\w+)-v0")
+    found = [(p / "data", m) for p in path.iterdir() if (m := pattern.fullmatch(p.name))]
+    folders = {folder: int(m[1]) for folder, m in sorted(found) if m[2] == tier}
     if not folders:
-        here = ", ".join(sorted(set(found.values())))
+        here = ", ".join(sorted({m[2] for _, m in found}))
         raise DataError(path, "tier", f"one of {here}", tier)
+    _require_tasks(path, tier, set(folders.values()))
     digest = hashlib.sha256()
     for file in (f / name for f in folders for name in ("metadata.json", "main_data.hdf5")):
         if not file.exists():
@@ -333,6 +334,23 @@ def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData
     read = [read_minari(folder, max_bytes) for folder in folders]
     data = _join([episodes for _, episodes in read], [metadata for metadata, _ in read], path)
     return _store(data, store) if cache else data
+
+
+def _require_tasks(path: Path, tier: str, found: set[int]) -> None:
+    """That a tier has every task the family is said to have: making data may be interrupted."""
+    from minari.namespace import NAMESPACE_METADATA_FILENAME
+
+    file = path / NAMESPACE_METADATA_FILENAME
+    facts = read_json(file) if file.exists() else {}
+    tasks: set[int] = set()
+    for split in ("train", "test"):
+        ids = facts.get(split, [])
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise DataError(file, split, "a list of task ids", ids)
+        tasks |= set(ids)
+    if tasks - found:
+        missing = f"{len(tasks & found)}; issue the same `python train.py data` again to finish"
+        raise DataError(path, f"tier {tier}", f"{len(tasks)} tasks", missing)
 
 
 def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path) -> TaskData:

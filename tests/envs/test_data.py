@@ -145,6 +145,24 @@ def test_round_trip_through_minari_and_the_cache(tmp_path: Path) -> None:
         load(tmp_path, "medium")
 
 
+def test_a_tier_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    """A family says which tasks it has; its data may be interrupted, or still be made."""
+    save(example(), tmp_path)
+    root = tmp_path / "corro/point-robot"
+    facts = root / "namespace_metadata.json"
+    facts.write_text(json.dumps({"train": [0, 1], "test": [2]}))
+    same(load(tmp_path), example())  # writes the cache
+    shutil.rmtree(root / "task-001-mixed-v0")
+    words = "tier mixed: expected 3 tasks, got 2; issue the same `python train.py data` again"
+    for cache in (True, False):
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(tmp_path, cache=cache)
+    for nonsense in ('{"train": 3}', '{"test": ["0"]}', "[]"):
+        facts.write_text(nonsense)
+        with pytest.raises(DataError, match=r"namespace_metadata\.json: .*expected a"):
+            load(tmp_path)
+
+
 def test_a_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save(example(), "data")
