@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,11 +22,9 @@ from torch.nn import functional
 
 import mi
 from agents.core.heads import Critics
+from agents.core.offline import OfflineConfig, other_behaviour
 from agents.core.plot import save_figure
-from envs.data import DataError, TaskData, load
-
-if TYPE_CHECKING:
-    from agents.core.offline import OfflineConfig
+from envs.data import MissingTierError, TaskData
 
 
 def fitted_q(
@@ -42,8 +42,7 @@ def fitted_q(
     what the agent carries (its task code), and on the time, so that the value is that of a whole
     episode, not discounted: the mean over all recorded starts. What an action does is taken not to
     depend on the time, so that a transition counts at any time, and recorded episodes may be
-    shorter than those that are judged. `state` is held: an agent that remembers what it has seen
-    is judged as if it had just begun.
+    shorter than those that are judged. `state` is held.
 
     Args:
         agent: whose actions are judged.
@@ -54,6 +53,10 @@ def fitted_q(
         horizon: steps after which an episode is over.
         seed: of batches and network.
         space: of actions, where they are discrete.
+
+    Warns:
+        UserWarning: what the agent carries changes from step to step (a memory, a clock): it is
+            judged as if every step were the first of an episode.
     """
     device = data.states.device
     count = int(space.n) if isinstance(space, gym.spaces.Discrete) else 0
@@ -101,15 +104,26 @@ def fitted_q(
             torch._foreach_lerp_(list(target.parameters()), list(critics.parameters()), 0.05)
     exists = (data.lengths > 0).repeat(1, -(-rows // data.num_episodes))  # starts, then again
     found: Any = exists.nonzero()
-    values = torch.zeros_like(exists, dtype=torch.float32)
+    values, held = torch.zeros_like(exists, dtype=torch.float32), True
     for task, index in (part.unbind(1) for part in found.split(4096)):  # every row with a start
         first = data.states[task, index % data.num_episodes, 0]
         carried = {name: v[task * rows + index % rows] for name, v in state.items()}
         with torch.no_grad():
-            action, _ = agent.act(first, carried, True)
+            action, after = agent.act(first, carried, True)
             zero = torch.zeros(len(first), device=device)
             values[task, index] = value(critics, first, action, zero, carried).mean(0)
+        held = held and _same(after, carried)
+    if not held:
+        warnings.warn(
+            "fqe: what the agent carries changes from step to step; it is judged as if every step "
+            "were the first of an episode",
+            stacklevel=2,
+        )
     return values.sum(1) / exists.sum(1) * scale
+
+
+def _same(after: dict[str, Any], before: dict[str, Tensor]) -> bool:
+    return after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
 
 
 def card(data: TaskData) -> list[dict[str, Any]]:
@@ -190,13 +204,8 @@ def measure(
     if not hasattr(agent, "context_state") or data.num_tasks < 2:
         return metrics
     codes = {"iid": codes_of(agent, data, 64, config.seed)}
-    try:
-        other = load(config.dataset, "ood").to(data.states.device)
-    except DataError:
-        other = None  # the dataset has no such tier
-    if other is not None:
-        where = {int(i): k for k, i in enumerate(other.task_ids)}
-        other = other.select([where[int(i)] for i in data.task_ids])
+    with suppress(MissingTierError):
+        other = other_behaviour(config.dataset, data)
         codes["ood-behaviour"] = codes_of(agent, other, 64, config.seed)
         metrics |= code_information(*codes["ood-behaviour"])
     if out is not None:
@@ -237,7 +246,8 @@ def plot_codes(path: Path, data: TaskData, codes: dict[str, tuple[Tensor, ...]])
     figure = Figure(figsize=(5 * len(codes), 4.5), layout="constrained")
     for i, (name, (code, label, *_)) in enumerate(codes.items()):
         axes = figure.add_subplot(1, len(codes), i + 1)
-        x, y = ((code - centre) @ axes_of.T).T.cpu().numpy()
+        flat = (code - centre) @ axes_of.T
+        x, y = functional.pad(flat, (0, 2 - flat.shape[1])).T.cpu().numpy()  # codes of one number
         shown = axes.scatter(x, y, c=colour[label].cpu().numpy(), s=6, cmap="viridis")
         axes.set_title(f"contexts: {name}")
         figure.colorbar(shown, ax=axes, label="task parameter")
