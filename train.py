@@ -173,8 +173,9 @@ def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
 def evaluate(arguments: list[str]) -> int:
     """`eval run=<directory> [episodes=N] [json=<file>]`, or checkpoint=<file> or just <file>.
 
-    With `dataset=` the checkpoints (one or several, or a run's last and best) are evaluated on its
-    tasks: `eval <checkpoint> … dataset=<directory or id> context=iid …`, see `eval --help`.
+    With `dataset=` the checkpoints (one, or the seeds of an experiment) are evaluated on its tasks:
+    `eval <checkpoint> … dataset=<directory or id> context=iid …`, see `eval --help`. Of a run the
+    last is the result; `best/…` are the best one's, which was chosen by its returns in evaluation.
     """
     import agents
     from agents.core import config as configuration
@@ -203,11 +204,15 @@ def evaluate(arguments: list[str]) -> int:
         )
     if directory is not None:
         files = [Path(directory) / "last.ckpt"]
-        files += [best] if offline and (best := Path(directory) / "best.ckpt").exists() else []
     if offline:
         config = configuration.build(OfflineConfig, [], rest)
         loaded = [agents.load(path, device=device or "auto") for path in files]
         results = evaluate_checkpoints(loaded, [str(path) for path in files], config)
+        if directory is not None and (best := Path(directory) / "best.ckpt").exists():
+            config.out = str(Path(config.out) / "best") if config.out else ""
+            agent = agents.load(best, device=device or "auto")
+            chosen = evaluate_checkpoints([agent], [str(best)], config)
+            results |= {f"best/{name}": value for name, value in chosen.items()}
     else:
         if episodes is not None and not (episodes.isdigit() and int(episodes) >= 1):
             raise configuration.ConfigError(f"episodes={episodes}: expected a positive integer")

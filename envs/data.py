@@ -40,12 +40,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.episodes import Episode, read_hdf5, read_minari, write_minari
+from envs.episodes import Episode, read_hdf5, read_json, read_minari, write_minari
 from envs.hdf5 import MAX_BYTES, DataError
 
 TIERS = ("random", "medium", "expert", "mixed", "ood")
 """Random actions; about half of the expert's return; the best policy's; all of a policy's training;
 and what the policies of *other* tasks do in a task, as context out of distribution."""
+
+DEFAULT_TIER = "mixed"
 
 
 @dataclass
@@ -264,9 +266,13 @@ class TaskData:
 # ---- loading
 
 
+class MissingTierError(DataError):
+    """A dataset that has nothing of this tier, whereas what it has may be sound."""
+
+
 def load(
     source: str | Path,
-    tier: str = "mixed",
+    tier: str = DEFAULT_TIER,
     cache: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> TaskData:
@@ -275,19 +281,24 @@ def load(
     Args:
         source: a directory that `train.py data` wrote (the family's, or the one above if it holds
             one family); the id or directory of any Minari dataset; or an HDF5 file.
-        tier: one of `TIERS`, of a family.
+        tier: one of `TIERS`, of a family. One dataset is what it is: it is read by the default,
+            and by the name of its own tier.
         cache: keep a family's arrays in `<family>/cache`, mapped into memory: reading is then at
             once, and takes no memory before it is used.
         max_bytes: what one file may declare.
 
     Raises:
+        MissingTierError: the data are not of this tier.
         DataError: there is no such data, or a file of it is refused.
     """
     path = _find(source)
+    if path.is_dir() and not (path / "metadata.json").exists():
+        return _load_family(path, tier, cache, max_bytes)
+    own = read_json(path / "metadata.json").get("tier") if path.is_dir() else None
+    if tier not in (DEFAULT_TIER, own):
+        raise MissingTierError(path, "tier", f"{own or DEFAULT_TIER!r} of a single dataset", tier)
     if path.is_file():
         return _join([read_hdf5(path, max_bytes)], [{}], path)
-    if not (path / "metadata.json").exists():
-        return _load_family(path, tier, cache, max_bytes)
     metadata, episodes = read_minari(path, max_bytes)
     return _join([episodes], [metadata], path)
 
@@ -315,12 +326,13 @@ def _find(source: str | Path) -> Path:
 
 
 def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData:
-    pattern = re.compile(r"task-\d+-(\w+)-v0")
-    found = {p: m[1] for p in path.iterdir() if (m := pattern.fullmatch(p.name))}
-    folders = sorted(p / "data" for p, name in found.items() if name == tier)
+    pattern = re.compile(r"task-(\d{1,9})-(\w+)-v0")
+    found = [(p / "data", m) for p in path.iterdir() if (m := pattern.fullmatch(p.name))]
+    folders = {folder: int(m[1]) for folder, m in sorted(found) if m[2] == tier}
     if not folders:
-        here = ", ".join(sorted(set(found.values())))
-        raise DataError(path, "tier", f"one of {here}", tier)
+        here = ", ".join(sorted({m[2] for _, m in found}))
+        raise MissingTierError(path, "tier", f"one of {here}", tier)
+    _require_tasks(path, tier, set(folders.values()))
     digest = hashlib.sha256()
     for file in (f / name for f in folders for name in ("metadata.json", "main_data.hdf5")):
         if not file.exists():
@@ -333,6 +345,23 @@ def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData
     read = [read_minari(folder, max_bytes) for folder in folders]
     data = _join([episodes for _, episodes in read], [metadata for metadata, _ in read], path)
     return _store(data, store) if cache else data
+
+
+def _require_tasks(path: Path, tier: str, found: set[int]) -> None:
+    """That a tier has every task the family is said to have: making data may be interrupted."""
+    from minari.namespace import NAMESPACE_METADATA_FILENAME
+
+    file = path / NAMESPACE_METADATA_FILENAME
+    facts = read_json(file) if file.exists() else {}
+    tasks: set[int] = set()
+    for split in ("train", "test"):
+        ids = facts.get(split, [])
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise DataError(file, split, "a list of task ids", ids)
+        tasks |= set(ids)
+    if tasks - found:
+        missing = f"{len(tasks & found)}; issue the same `python train.py data` again to finish"
+        raise DataError(path, f"tier {tier}", f"{len(tasks)} tasks", missing)
 
 
 def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path) -> TaskData:

@@ -48,13 +48,12 @@ class Episode:
 # ---- Minari
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a Minari dataset, `path/metadata.json`.
+def read_json(file: Path) -> dict[str, Any]:
+    """The metadata of a Minari dataset or namespace.
 
     Raises:
         DataError: it is not a dictionary in JSON.
     """
-    file = path / "metadata.json"
     try:
         if file.stat().st_size > _JSON_BYTES:
             raise DataError(file, "", f"at most {_JSON_BYTES} bytes", file.stat().st_size)
@@ -77,7 +76,7 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
     Raises:
         DataError: the files are not plain data of the spaces they declare.
     """
-    metadata = read_metadata(path)
+    metadata = read_json(path / "metadata.json")
     if metadata.get("data_format", "hdf5") != "hdf5":
         raise DataError(path, "data_format", "'hdf5'", repr(metadata["data_format"]))
     spaces = [_space(path, metadata, name) for name in ("observation_space", "action_space")]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,11 +22,9 @@ from torch.nn import functional
 
 import mi
 from agents.core.heads import Critics
+from agents.core.offline import OfflineConfig, other_behaviour
 from agents.core.plot import save_figure
-from envs.data import DataError, TaskData, load
-
-if TYPE_CHECKING:
-    from agents.core.offline import OfflineConfig
+from envs.data import MissingTierError, TaskData
 
 
 def fitted_q(
@@ -32,71 +32,98 @@ def fitted_q(
     data: TaskData,
     state: dict[str, Tensor],
     steps: int,
+    horizon: int,
     seed: int = 0,
     space: gym.Space | None = None,
 ) -> Tensor:
     """Returns of an agent on each task as its data alone tell, without a simulator, [K].
 
     Fitted Q evaluation (Paine et al. 2020) with one Q(s, a, t, z) for all tasks, conditioned on
-    what the agent carries (its task code), and on the time left, so that the value is that of a
-    whole episode, not discounted.
+    what the agent carries (its task code), and on the time, so that the value is that of a whole
+    episode, not discounted: the mean over all recorded starts. What an action does is taken not to
+    depend on the time, so that a transition counts at any time, and recorded episodes may be
+    shorter than those that are judged. `state` is held.
 
     Args:
         agent: whose actions are judged.
         data: transitions of the tasks.
-        state: what it plays with, [K·E, ...] each, task by task.
+        state: what it plays with, [K·R, ...] each, R of every task, task by task; {} of an agent
+            that carries nothing.
         steps: gradient steps.
+        horizon: steps after which an episode is over.
         seed: of batches and network.
         space: of actions, where they are discrete.
+
+    Warns:
+        UserWarning: what the agent carries changes from step to step (a memory, a clock): it is
+            judged as if every step were the first of an episode.
     """
     device = data.states.device
     count = int(space.n) if isinstance(space, gym.spaces.Discrete) else 0
-    generator = torch.Generator(device).manual_seed(seed)
+    draw: Any = {
+        "generator": torch.Generator(device).manual_seed(seed),
+        "device": device,
+    }
     rows = next(iter(state.values())).shape[0] // data.num_tasks if state else 1
     size = sum(value[0].numel() for value in state.values())
-    norm = data.observations[data.mask]
+    seen = data.observations[data.mask].flatten(1).float()
     scale = data.returns[data.lengths > 0].abs().mean().clamp_min(1e-6)  # values are of order 1
-    mean, std = norm.mean(0), norm.std(0).clamp_min(1e-6)
+    mean, std = seen.mean(0), seen.std(0).clamp_min(1e-6)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        inputs = norm.shape[-1] + size + (count or data.actions.shape[-1]) + 1
+        inputs = seen.shape[-1] + size + (count or data.actions.shape[-1]) + 1
         critics = Critics(inputs, [128, 128]).to(device)
     target, optimizer = copy.deepcopy(critics), torch.optim.Adam(critics.parameters(), 1e-3)
 
     def value(q: Critics, obs: Tensor, action: Tensor, time: Tensor, carried: Any) -> Tensor:
-        parts = [v.flatten(1) for v in carried.values()] + [time[:, None] / data.horizon]
+        parts = [(obs.flatten(1).float() - mean) / std, time[:, None] / horizon]
+        parts += [v.reshape(len(v), -1).float() for v in carried.values()]
         action = functional.one_hot(action.long(), count).float() if count else action
-        return q(torch.cat([(obs - mean) / std, *parts], -1), action)
+        return q(torch.cat(parts, -1), action)
 
-    starts = data.states[:, :, 0]
     for _ in range(steps):
-        draw = {"generator": generator, "device": device}
         task = torch.randint(data.num_tasks, (512,), **draw)
         episodes = (data.lengths > 0).sum(1)[task]
         episode = (torch.rand(512, **draw) * episodes).long()
         step = (torch.rand(512, **draw) * data.lengths[task, episode]).long()
         row = task * rows + torch.randint(rows, (512,), **draw)
+        time = torch.randint(horizon, (512,), **draw)
         carried = {name: v[row] for name, v in state.items()}
         batch = data.gather(task, episode, step)
         with torch.no_grad():
             action, _ = agent.act(batch["next_observations"], carried, True)
-            later = value(target, batch["next_observations"], action, step + 1.0, carried).mean(0)
-            going = (1 - batch["terminations"]) * (step + 1 < data.horizon)
+            later = value(target, batch["next_observations"], action, time + 1.0, carried).mean(0)
+            going = (1 - batch["terminations"]) * (time + 1 < horizon)
             goal = batch["rewards"] / scale + going * later
-        q = value(critics, batch["observations"], batch["actions"], step.float(), carried)
+        q = value(critics, batch["observations"], batch["actions"], time.float(), carried)
         loss = (q - goal).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(target.parameters()), list(critics.parameters()), 0.05)
-    with torch.no_grad():
-        index = torch.arange(rows, device=device) % data.num_episodes
-        first = starts[:, index % int((data.lengths > 0).sum(1).min())].flatten(0, 1)
-        carried = state or {}
-        action, _ = agent.act(first, carried, True)
-        start = value(critics, first, action, torch.zeros(len(first), device=device), carried)
-        return start.mean(0).view(data.num_tasks, rows).mean(1) * scale
+    exists = (data.lengths > 0).repeat(1, -(-rows // data.num_episodes))  # starts, then again
+    found: Any = exists.nonzero()
+    values, held = torch.zeros_like(exists, dtype=torch.float32), True
+    for task, index in (part.unbind(1) for part in found.split(4096)):  # every row with a start
+        first = data.states[task, index % data.num_episodes, 0]
+        carried = {name: v[task * rows + index % rows] for name, v in state.items()}
+        with torch.no_grad():
+            action, after = agent.act(first, carried, True)
+            zero = torch.zeros(len(first), device=device)
+            values[task, index] = value(critics, first, action, zero, carried).mean(0)
+        held = held and _same(after, carried)
+    if not held:
+        warnings.warn(
+            "fqe: what the agent carries changes from step to step; it is judged as if every step "
+            "were the first of an episode",
+            stacklevel=2,
+        )
+    return values.sum(1) / exists.sum(1) * scale
+
+
+def _same(after: dict[str, Any], before: dict[str, Tensor]) -> bool:
+    return after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
 
 
 def card(data: TaskData) -> list[dict[str, Any]]:
@@ -177,13 +204,8 @@ def measure(
     if not hasattr(agent, "context_state") or data.num_tasks < 2:
         return metrics
     codes = {"iid": codes_of(agent, data, 64, config.seed)}
-    try:
-        other = load(config.dataset, "ood").to(data.states.device)
-    except DataError:
-        other = None  # the dataset has no such tier
-    if other is not None:
-        where = {int(i): k for k, i in enumerate(other.task_ids)}
-        other = other.select([where[int(i)] for i in data.task_ids])
+    with suppress(MissingTierError):
+        other = other_behaviour(config.dataset, data)
         codes["ood-behaviour"] = codes_of(agent, other, 64, config.seed)
         metrics |= code_information(*codes["ood-behaviour"])
     if out is not None:
@@ -224,7 +246,8 @@ def plot_codes(path: Path, data: TaskData, codes: dict[str, tuple[Tensor, ...]])
     figure = Figure(figsize=(5 * len(codes), 4.5), layout="constrained")
     for i, (name, (code, label, *_)) in enumerate(codes.items()):
         axes = figure.add_subplot(1, len(codes), i + 1)
-        x, y = ((code - centre) @ axes_of.T).T.cpu().numpy()
+        flat = (code - centre) @ axes_of.T
+        x, y = functional.pad(flat, (0, 2 - flat.shape[1])).T.cpu().numpy()  # codes of one number
         shown = axes.scatter(x, y, c=colour[label].cpu().numpy(), s=6, cmap="viridis")
         axes.set_title(f"contexts: {name}")
         figure.colorbar(shown, ax=axes, label="task parameter")

@@ -11,6 +11,8 @@ and actions.
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +80,7 @@ class DataConfig:
         known = set(self.tiers) <= set(TIERS)
         require(known, "tier", self.tier, f"some of {', '.join(TIERS)}; or all")
         require(self.seed >= 0, "seed", self.seed, ">= 0")
+        self.out = os.path.expanduser(self.out)
         require(self.tasks == 0 or self.tasks >= 2, "tasks", self.tasks, ">= 2, or 0")
         for name in ("episodes", "hidden", "batch_size", "gradient_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
@@ -151,12 +154,13 @@ class Generator:
             self.behaviours.mkdir(parents=True, exist_ok=True)
             if file.exists():
                 there = json.loads(file.read_text())
-                for name, value in facts["settings"].items():
-                    found = there.get("settings", {}).get(name)
-                    if found != value:
+                version = "generator_version"
+                found = there.get("settings", {}) | {version: there.get(version)}
+                for name, value in (facts["settings"] | {version: VERSION}).items():
+                    if found.get(name) != value:
                         raise ConfigError(
-                            f"{name}={value}: {self.directory} holds data of {name}={found}; "
-                            "give another out="
+                            f"{name}={value}: {self.directory} holds data of "
+                            f"{name}={found.get(name)}; give another out="
                         )
             else:
                 file.write_text(json.dumps(facts, indent=1))
@@ -230,7 +234,15 @@ class Generator:
             save_checkpoint(file, {"returns": torch.stack(returns)})
         saved: dict = load_checkpoint(file)  # type: ignore[assignment]
         returns = saved["returns"]
-        share = (returns - returns[0]) / (returns.max() - returns[0]).clamp_min(1e-8)
+        best = int(returns.argmax())
+        if best == 0:
+            warnings.warn(
+                f"{self.directory}: no snapshot beats the untrained one, whose return is "
+                f"{returns[0]:.2f}; it is all the behaviour there is. Give more updates=",
+                stacklevel=2,
+            )
+            return [0] * len(LEVELS)
+        share = (returns - returns[0]) / (returns[best] - returns[0])
         return [int((share >= level).nonzero()[0]) for level in LEVELS]
 
     def _singles(self, chosen: list[int]) -> list[Path]:

@@ -3,15 +3,18 @@
     python train.py eval <checkpoint> … dataset=<directory or id> context=ood-behaviour json=…
 
 All tasks and episodes are one batch. Agents that read contexts have a method `context_state`
-(`CORRO.context_state`); others play as they are. Several checkpoints (seeds, or last and best) are
-evaluated one by one and summarised together.
+(`CORRO.context_state`); others play as they are. Several checkpoints are taken for seeds of one
+experiment: evaluated one by one and summarised together.
 
-Shape letters: K tasks, E episodes of a task, N = K·E rows, T steps, S checkpoints or seeds.
+Shape letters: K tasks, E episodes of a task, N = K·E rows, T steps, S checkpoints, the seeds.
 """
 
 from __future__ import annotations
 
 import csv
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ import envs
 from agents.core.config import ConfigError, require
 from agents.core.evaluate import play
 from envs.base import BatchedEnv
-from envs.data import DataError, TaskData, load
+from envs.data import MissingTierError, TaskData, load
 
 Context = tuple[Tensor, Tensor, Tensor, Tensor]
 """Observation [N, T, D], action [N, T, U], reward [N, T] and next observation [N, T, D]."""
@@ -64,6 +67,7 @@ class OfflineConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        self.out, self.dataset = os.path.expanduser(self.out), os.path.expanduser(self.dataset)
         require(bool(self.dataset), "dataset", self.dataset, "a directory or Minari id")
         for name in ("k", "episodes"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
@@ -97,13 +101,16 @@ class Predictor:
             raise ConfigError(f"env of the Predictor: {error}") from None
 
     def initial_state(self, num_envs: int) -> dict[str, Tensor]:
-        """Nothing is carried."""
+        """Nothing is carried yet."""
         return {}
 
-    def act(self, obs: Tensor, state: dict[str, Tensor], deterministic: bool) -> tuple[Tensor, Any]:
-        """Actions [N, U]."""
-        action, _ = self.model.predict(obs.cpu().numpy(), deterministic=deterministic)
-        return torch.as_tensor(action, device=obs.device), state
+    def act(self, obs: Tensor, state: dict[str, Any], deterministic: bool) -> tuple[Tensor, Any]:
+        """Actions [N, U], and the memory of a recurrent model, as it gave it."""
+        action, memory = self.model.predict(
+            obs.cpu().numpy(), state=state.get("memory"), deterministic=deterministic
+        )
+        carried = {} if memory is None else {"memory": memory}
+        return torch.as_tensor(action, device=obs.device), carried
 
 
 def choose(data: TaskData, split: str) -> TaskData:
@@ -117,6 +124,7 @@ def choose(data: TaskData, split: str) -> TaskData:
     keep = data.training == (split == "train")
     if split == "task-ood":
         train = data.tasks[data.training]
+        require(len(train) > 0, "split", split, "a dataset with training tasks to compare with")
         beyond = (data.tasks < train.amin(0)) | (data.tasks > train.amax(0))
         keep = ~data.training & beyond.any(1)
     if not bool(keep.any()):
@@ -154,6 +162,33 @@ def make_env(agent: Any, data: TaskData, episodes: int, device: Any) -> BatchedE
     return envs.make(data.family, len(ids), device, 0, tasks=data.tasks, task_ids=ids)
 
 
+def require_limit(steps: int, name: str, value: object) -> int:
+    """The time limit of an environment, for a setting that needs one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    limit = "an environment whose episodes have a time limit (max_episode_steps)"
+    require(steps < sys.maxsize, name, value, limit)
+    return steps
+
+
+def other_behaviour(dataset: str, data: TaskData) -> TaskData:
+    """What other tasks' policies did in each of the tasks (tier ood).
+
+    Raises:
+        ConfigError: it lacks one of the tasks.
+        MissingTierError: the dataset has no such tier.
+        DataError: it is refused.
+    """
+    other = load(dataset, "ood").to(data.states.device)
+    where = {int(i): k for k, i in enumerate(other.task_ids)}
+    for i in data.task_ids.tolist():
+        if i not in where:
+            raise ConfigError(f"dataset={dataset}: expected task {i} in tier ood, as in the others")
+    return other.select([where[i] for i in data.task_ids.tolist()])
+
+
 @torch.no_grad()
 def draw_contexts(
     agent: Any, data: TaskData, config: OfflineConfig, generator: torch.Generator, device: Any
@@ -161,32 +196,32 @@ def draw_contexts(
     """Contexts [N, k·T, ...] of every task by the protocol, and the mask of their steps.
 
     Raises:
-        ConfigError: the protocol needs other tasks' behaviour and the data have none.
+        MissingTierError: the protocol needs other tasks' behaviour and the data have none.
     """
     if config.context in ("random", "online"):
         return _explore(agent, data, config, generator, device)
     source = data
     if config.context == "ood-behaviour":
-        ids = data.task_ids
-        every = load(config.dataset, "ood").to(device)
-        source = every.select([int((every.task_ids == i).nonzero()[0, 0]) for i in ids])
+        source = other_behaviour(config.dataset, data)
     task = torch.arange(source.num_tasks, device=device)
     batch = source.sample_episodes(task, config.episodes * config.k, generator)
     names = ("observations", "actions", "rewards", "next_observations", "mask")
-    rows = data.num_tasks * config.episodes
     *fields, mask = (
         batch[name].unflatten(1, (config.episodes, config.k)).flatten(0, 1).flatten(1, 2)
         for name in names
     )
-    assert len(mask) == rows, (mask.shape, rows)
     mask = mask > 0
     if config.context == "zero-shot":
         mask = torch.zeros_like(mask)
-    if config.k > 1:  # steps that exist come first, as those who read them in order expect
-        order = (~mask).to(torch.int8).argsort(stable=True, dim=1)
-        rows = torch.arange(rows, device=device)[:, None]
-        fields, mask = [field[rows, order] for field in fields], mask[rows, order]
-    return (fields[0], fields[1], fields[2], fields[3]), mask
+    return _in_front(fields, mask)
+
+
+def _in_front(fields: list[Tensor], mask: Tensor) -> tuple[Context, Tensor]:
+    """Steps [N, T, ...] that exist first, as those who read them in order expect, and the mask."""
+    order = (~mask).to(torch.int8).argsort(stable=True, dim=1)
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    obs, action, reward, next_obs = (field[rows, order] for field in fields)
+    return (obs, action, reward, next_obs), mask[rows, order]
 
 
 def _explore(
@@ -194,6 +229,7 @@ def _explore(
 ) -> tuple[Context, Tensor]:
     """Contexts of the agent's own: random, or (online) random first and then by its code so far."""
     env = make_env(agent, data, config.episodes, device)
+    horizon = require_limit(env.max_episode_steps, "context", config.context)
     task = data.tasks.repeat_interleave(config.episodes, 0)
     space: Any = env.single_action_space
     low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
@@ -202,10 +238,10 @@ def _explore(
     obs, _ = env.reset(seed=config.seed)
     for episode in range(config.k):
         running = torch.ones(env.num_envs, dtype=torch.bool, device=device)
-        for t in range(env.max_episode_steps):
+        for t in range(horizon):
             unit = torch.rand((env.num_envs, *low.shape), generator=generator, device=device)
             action = low + (high - low) * unit
-            if config.context == "online" and (episode or 2 * t >= env.max_episode_steps):
+            if config.context == "online" and (episode or 2 * t >= horizon):
                 action = agent.act(obs, _state(agent, _stack(steps, alive), task), True)[0]
             next_obs, reward, terminated, truncated, info = env.step(action)
             steps.append((obs, action, reward, info["final_obs"]))
@@ -219,7 +255,7 @@ def _explore(
 
 def _stack(steps: list[tuple[Tensor, ...]], alive: list[Tensor]) -> tuple[Context, Tensor]:
     fields = [torch.stack(each, 1) for each in zip(*steps, strict=True)]
-    return (fields[0], fields[1], fields[2], fields[3]), torch.stack(alive, 1)
+    return _in_front(fields, torch.stack(alive, 1))
 
 
 def _state(agent: Any, context: tuple[Context, Tensor], task: Tensor) -> dict[str, Tensor]:
@@ -236,10 +272,12 @@ class Outcome:
     Attributes:
         returns: of every episode [K, E].
         state: what it played with, [K·E, ...] each.
+        horizon: steps after which its environment ends an episode, `sys.maxsize` if it does not.
     """
 
     returns: Tensor
     state: dict[str, Tensor]
+    horizon: int
 
 
 def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
@@ -260,7 +298,7 @@ def play_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> Outcome:
         state = agent.initial_state(len(task))
     env = make_env(agent, data, config.episodes, device)
     played = play(agent, env, config.seed, deterministic=True, state=state)
-    return Outcome(played.returns.view(data.num_tasks, -1), state)
+    return Outcome(played.returns.view(data.num_tasks, -1), state, env.max_episode_steps)
 
 
 def evaluate_agent(agent: Any, episodes: int) -> dict[str, float]:
@@ -277,7 +315,7 @@ def evaluate_agent(agent: Any, episodes: int) -> dict[str, float]:
     count = -(-episodes // data.num_tasks)
     protocol = OfflineConfig(config.dataset, tier=config.tier, episodes=count, seed=config.seed)
     metrics = evaluate_tasks(agent, data, protocol)
-    with suppress(DataError):
+    with suppress(MissingTierError):
         protocol.context = "ood-behaviour"
         other = evaluate_tasks(agent, data, protocol)
         metrics |= {f"ood/{name}": value for name, value in other.items()}
@@ -289,27 +327,49 @@ def evaluate_tasks(agent: Any, data: TaskData, config: OfflineConfig) -> dict[st
     return summarise(play_tasks(agent, data, config).returns[None], data)
 
 
+def scored(data: TaskData) -> Tensor:
+    """Which tasks have references that scores can be measured by, the random one's below, [K]."""
+    low, high = data.references.unbind(1)
+    return torch.isfinite(low) & torch.isfinite(high) & (high > low)
+
+
 def summarise(returns: Tensor, data: TaskData, seed: int = 0) -> dict[str, float]:
     """Metrics of returns [S, K, E].
 
     Returns:
-        `return_mean`; `return_std` over tasks' means; `episodes`; and of the normalised scores (or
-        of the returns where no references are known) the interquartile mean with its stratified
-        95 % bootstrap interval, `iqm`, `iqm_low`, `iqm_high`.
+        `return_mean`; `return_std` over tasks' means, over seeds' where there is one task, over
+        episodes where there is one of both; `episodes`; `score_mean` of the scores normalised by
+        tasks' references, and their interquartile mean with its 95 % bootstrap interval, `iqm`,
+        `iqm_low`, `iqm_high`. Where no task has references these are of returns and named so,
+        `return_iqm`, …. A single episode has no interval.
+
+    Warns:
+        UserWarning: some of the references are missing or not ordered; their tasks have no score.
     """
-    means = returns.mean(2).cpu()  # [S, K]
+    means, known = _units(returns), scored(data).cpu()
     metrics = {
         "return_mean": means.mean().item(),
-        "return_std": means.mean(0).std(correction=0).item(),
+        "return_std": (means.mean(0) if means.shape[1] > 1 else means).std(correction=0).item(),
         "episodes": float(returns.numel()),
     }
-    low, high = data.references.cpu().unbind(1)
-    known = bool(torch.isfinite(data.references).all()) and bool((high > low).all())
-    scores = 100 * (means - low) / (high - low) if known else means
-    if known:
-        metrics["score_mean"] = scores.mean().item()
-    names = ("iqm", "iqm_low", "iqm_high")
-    return metrics | dict(zip(names, stratified_iqm(scores.numpy(), seed), strict=True))
+    prefix = "return_"
+    if bool(known.any()):
+        low, high = data.references.cpu()[known].unbind(1)
+        scores = 100 * (returns.cpu()[:, known] - low[:, None]) / (high - low)[:, None]
+        means, prefix = _units(scores), ""
+        metrics["score_mean"] = means.mean().item()
+    if not bool(known.all()) and bool(data.references.isfinite().any()):
+        tasks = ", ".join(map(str, data.task_ids.cpu()[~known].tolist()))
+        what = "expected references, the random one below the best; left out of scores"
+        warnings.warn(f"tasks {tasks}: {what}", stacklevel=2)
+    ends = ("", "_low", "_high") if means.numel() > 1 else ("",)
+    values = stratified_iqm(means.numpy(), seed)
+    return metrics | {f"{prefix}iqm{end}": v for end, v in zip(ends, values, strict=False)}
+
+
+def _units(values: Tensor) -> Tensor:
+    """What is resampled of [S, K, E]: means [S, K], or episodes [1, E] of one task and seed."""
+    return (values.mean(2) if values[..., 0].numel() > 1 else values[0]).cpu()
 
 
 def stratified_iqm(
@@ -318,7 +378,8 @@ def stratified_iqm(
     """Interquartile mean of scores [S, K] with a 95 % stratified bootstrap interval.
 
     Seeds are resampled with replacement within every task (Agarwal et al. 2021). A single seed has
-    nothing to resample; then tasks are, which says how much the choice of tasks matters.
+    nothing to resample; then tasks are, which says how much the choice of tasks matters (or
+    episodes of the only one, see `summarise`).
     """
     rng = np.random.default_rng(seed)
     runs, tasks = scores.shape
@@ -365,6 +426,9 @@ def evaluate_checkpoints(
     Returns:
         Metrics of `summarise` over all; `return_mean/<name>` of each where there are several;
         `fqe/…` and the diagnostics where they are asked for.
+
+    Raises:
+        ConfigError: the agents' spaces are not those of the data, or `fqe` without a time limit.
     """
     from agents.core import diagnose
 
@@ -380,14 +444,18 @@ def evaluate_checkpoints(
     if config.fqe:
         values = [
             diagnose.fitted_q(
-                agent, data, outcome.state, config.fqe, config.seed, spaces_of(agent)[1]
+                agent,
+                data,
+                outcome.state,
+                config.fqe,
+                require_limit(outcome.horizon, "fqe", config.fqe),
+                config.seed,
+                spaces_of(agent)[1],
             )
             for agent, outcome in zip(agents, outcomes, strict=True)
         ]
         estimates, truth = torch.stack(values).cpu().numpy(), returns.mean(2).cpu().numpy()
         metrics["fqe/return_mean"] = float(estimates.mean())
-        if len(agents) == 1:  # no policies to rank: rank the tasks
-            estimates, truth = estimates.T, truth.T
         ranking = compare_rankings(estimates, truth)
         metrics |= {f"fqe/{name}": value for name, value in ranking.items()}
     if config.diagnostics:
@@ -402,6 +470,7 @@ def write_table(path: Path, data: TaskData, returns: Tensor, names: Sequence[str
     """A row per checkpoint and task: parameters, mean and deviation of returns, score."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = torch.stack([data.normalise(each) for each in returns]).mean(2)
+    scores = scores.masked_fill(~scored(data), torch.nan)
     columns = ["checkpoint", "task_id", "parameters", "return", "return_std", "score"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -556,7 +556,7 @@ def test_fitted_q_knows_what_standing_still_and_walking_earn():
             return torch.zeros_like(obs), state
 
     walk, still = (
-        diagnose.fitted_q(policy, data, {"code": data.tasks.repeat_interleave(2, 0)}, 400)
+        diagnose.fitted_q(policy, data, {"code": data.tasks.repeat_interleave(2, 0)}, 400, 3)
         for policy in (Walker(), Still())
     )
     assert torch.allclose(still, torch.tensor(-3.0), atol=0.3)  # 3 steps, 1 m from the goal

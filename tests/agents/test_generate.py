@@ -17,6 +17,7 @@ from agents.core.behaviour import TaskSAC, Trained
 from agents.core.checkpoint import load_checkpoint
 from agents.core.config import ConfigError
 from agents.core.generate import DataConfig, Generator, generate
+from agents.core.offline import OfflineConfig
 from envs.data import TaskData, load, save
 from envs.tasks import TaskFamily
 
@@ -232,3 +233,34 @@ def test_one_sac_learns_all_goals_of_point_robot() -> None:
             obs, reward, _, _, info = env.step(learner.sac.policy.mode(x))
             total += reward
     assert total.mean() > -7.87
+
+
+def test_data_of_another_version_are_not_continued(tmp_path: Path) -> None:
+    config = DataConfig(tasks=2, episodes=2, out=str(tmp_path))
+    generate("point-robot", config)
+    file = tmp_path / "corro/point-robot/namespace_metadata.json"
+    older = module.VERSION - 1
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"generator_version": older}))
+    words = f"generator_version={module.VERSION}: .* of generator_version={older}; give another"
+    with pytest.raises(ConfigError, match=words):
+        generate("point-robot", config)
+
+
+def test_a_behaviour_that_never_improves_is_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator("half-cheetah-dir", DataConfig(**SMALL, out=str(tmp_path)))
+    returns = torch.linspace(0, -2, module.SNAPSHOTS + 1)
+    monkeypatch.setattr(module, "load_checkpoint", lambda file: {"returns": returns})
+    (generator.behaviours / "returns.ckpt").touch()
+    with pytest.warns(UserWarning, match="no snapshot beats the untrained one"):
+        assert generator._chosen(generator._learner()) == [0] * len(module.LEVELS)
+    returns[5], returns[9] = 1, 2
+    assert generator._chosen(generator._learner()) == [0, 5, 5, 5, 9, 9, 9]
+
+
+def test_out_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert DataConfig(out="~/data").out == str(tmp_path / "data")
+    config = OfflineConfig("~/data", out="~/report")
+    assert (config.dataset, config.out) == (str(tmp_path / "data"), str(tmp_path / "report"))

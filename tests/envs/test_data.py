@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import envs
-from envs.data import TaskData, load, save
+from envs.data import MissingTierError, TaskData, load, save
 from envs.hdf5 import DataError, SafeFile
 
 
@@ -141,8 +141,42 @@ def test_round_trip_through_minari_and_the_cache(tmp_path: Path) -> None:
     later = example(tasks=3, tier="expert", rewards=example().rewards * 0.5)
     save(later, tmp_path)
     same(load(tmp_path, "expert"), later)
-    with pytest.raises(DataError, match="tier: expected one of expert, mixed, got medium"):
+    with pytest.raises(MissingTierError, match="tier: expected one of expert, mixed, got medium"):
         load(tmp_path, "medium")
+
+
+def test_a_tier_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    """A family says which tasks it has; its data may be interrupted, or still be made."""
+    save(example(), tmp_path)
+    root = tmp_path / "corro/point-robot"
+    facts = root / "namespace_metadata.json"
+    facts.write_text(json.dumps({"train": [0, 1], "test": [2]}))
+    same(load(tmp_path), example())  # writes the cache
+    shutil.rmtree(root / "task-001-mixed-v0")
+    words = "tier mixed: expected 3 tasks, got 2; issue the same `python train.py data` again"
+    for cache in (True, False):
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(tmp_path, cache=cache)
+    for nonsense in ('{"train": 3}', '{"test": ["0"]}', "[]"):
+        facts.write_text(nonsense)
+        with pytest.raises(DataError, match=r"namespace_metadata\.json: .*expected a"):
+            load(tmp_path)
+
+
+def test_a_single_dataset_is_of_no_other_tier(tmp_path: Path) -> None:
+    """Otherwise it would pass as its own data out of distribution."""
+    save(example(tier="expert"), tmp_path)
+    one = tmp_path / "corro/point-robot/task-001-expert-v0"
+    same(load(one), load(one, "expert"))
+    words = "tier: expected 'expert' of a single dataset, got ood"
+    with pytest.raises(MissingTierError, match=words):
+        load(one, "ood")
+    flat = tmp_path / "d.hdf5"
+    with h5py.File(flat, "w") as file:
+        sound(file)
+    assert load(flat).tier == load(flat, "mixed").tier == ""
+    with pytest.raises(MissingTierError, match="tier: expected 'mixed' of a single dataset, got e"):
+        load(flat, "expert")
 
 
 def test_a_relative_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +298,12 @@ def test_d3rlpy(tmp_path: Path) -> None:
 # ---- files that are refused
 
 
+def sound(file: h5py.File) -> None:
+    """Ten steps as D4RL writes them."""
+    file["observations"], file["actions"] = np.ones((10, 3)), np.ones((10, 2))
+    file["rewards"], file["terminals"] = np.ones(10), np.zeros(10, bool)
+
+
 def _replace(file: h5py.File, key: str, value: Any = None, **how: Any) -> None:
     del file[key]
     if value is None:
@@ -375,8 +415,7 @@ HOSTILE = {
 def test_hostile_files_are_refused_by_name(tmp_path: Path, attack: Any) -> None:
     path = tmp_path / "d.hdf5"
     with h5py.File(path, "w") as file:
-        file["observations"], file["actions"] = np.ones((10, 3)), np.ones((10, 2))
-        file["rewards"], file["terminals"] = np.ones(10), np.zeros(10, bool)
+        sound(file)
     assert load(path).num_episodes == 1
     with h5py.File(path, "a") as file:
         attack(file)
