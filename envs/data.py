@@ -285,7 +285,7 @@ def load(
             and by the name of its own tier.
         cache: keep a family's arrays in `<family>/cache`, mapped into memory: reading is then at
             once, and takes no memory before it is used.
-        max_bytes: what one file may declare.
+        max_bytes: what one file may declare, and what the arrays may take.
 
     Raises:
         MissingTierError: the data are not of this tier.
@@ -298,9 +298,9 @@ def load(
     if tier not in (DEFAULT_TIER, own):
         raise MissingTierError(path, "tier", f"{own or DEFAULT_TIER!r} of a single dataset", tier)
     if path.is_file():
-        return _join([read_hdf5(path, max_bytes)], [{}], path)
+        return _join([read_hdf5(path, max_bytes)], [{}], path, max_bytes)
     metadata, episodes = read_minari(path, max_bytes)
-    return _join([episodes], [metadata], path)
+    return _join([episodes], [metadata], path, max_bytes)
 
 
 def _find(source: str | Path) -> Path:
@@ -343,7 +343,8 @@ def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData
     if cache and store.exists():
         return _open(store)
     read = [read_minari(folder, max_bytes) for folder in folders]
-    data = _join([episodes for _, episodes in read], [metadata for metadata, _ in read], path)
+    metadata, episodes = [facts for facts, _ in read], [episodes for _, episodes in read]
+    data = _join(episodes, metadata, path, max_bytes)
     return _store(data, store) if cache else data
 
 
@@ -364,7 +365,9 @@ def _require_tasks(path: Path, tier: str, found: set[int]) -> None:
         raise DataError(path, f"tier {tier}", f"{len(tasks)} tasks", missing)
 
 
-def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path) -> TaskData:
+def _join(
+    episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path, max_bytes: int
+) -> TaskData:
     """Padded arrays from the episodes of every task."""
     if not all(episodes):
         raise DataError(path, "", "at least one episode of every task", 0)
@@ -372,17 +375,16 @@ def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: P
     first = every[0]
     tasks, most = len(episodes), max(map(len, episodes))
     steps = max(len(episode.rewards) for episode in every)
+    names = ("states", "actions", "rewards", "terminations", "velocity")
+    size = tasks * most * (steps + 1) * sum(getattr(first, name)[:1].nbytes for name in names)
+    if size > max_bytes:  # a small file of many short episodes and a long one
+        what = f"at most {max_bytes} bytes with every episode padded to the longest's {steps} steps"
+        raise DataError(path, "", what, f"{size} bytes")
 
     def zeros(length: int, like: np.ndarray) -> np.ndarray:
         return np.zeros((tasks, most, length, *like.shape[1:]), like.dtype)
 
-    arrays = {
-        "states": zeros(steps + 1, first.states),
-        **{
-            name: zeros(steps, getattr(first, name))
-            for name in ("actions", "rewards", "terminations", "velocity")
-        },
-    }
+    arrays = {name: zeros(steps + (name == "states"), getattr(first, name)) for name in names}
     lengths = np.zeros((tasks, most), np.int64)
     marks = {name: np.full((tasks, most), -1) for name in ("behaviour", "checkpoint")}
     for k, task in enumerate(episodes):

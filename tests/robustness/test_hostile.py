@@ -246,7 +246,7 @@ def huge_chunk(path: Path) -> None:
         file.create_dataset("rewards", data=np.zeros(10), **how)
 
 
-@attack("hdf5", "rewards[4]: expected finite numbers, got nan")
+@attack("hdf5", "rewards[4]: expected finite numbers of float32, got nan")
 def values_of_nan(path: Path) -> None:
     with dataset(path) as file:
         file["rewards"] = np.where(np.arange(10) == 4, np.nan, 1.0)
@@ -280,7 +280,9 @@ def deep_metadata(path: Path) -> None:
     next(path.rglob("*mixed*/data/metadata.json")).write_bytes(DEEP)
 
 
-@attack("minari", "observation_space: expected Box, Discrete, MultiDiscrete, Dict or Tuple")
+@attack(
+    "minari", "observation_space: expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+)
 def space_of_another_module(path: Path) -> None:
     metadata(path, observation_space='{"type": "antigravity:fly"}')
 
