@@ -25,6 +25,7 @@ parameters, V velocity components, M tasks of a batch, B batch.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -292,6 +293,13 @@ def load(
         DataError: there is no such data, or a file of it is refused.
     """
     path = _find(source)
+    data = _load(path, tier, cache, max_bytes)
+    if data.family:
+        _require_family(data, path)
+    return data
+
+
+def _load(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData:
     if path.is_dir() and not (path / "metadata.json").exists():
         return _load_family(path, tier, cache, max_bytes)
     own = read_json(path / "metadata.json").get("tier") if path.is_dir() else None
@@ -301,6 +309,27 @@ def load(
         return _join([read_hdf5(path, max_bytes)], [{}], path, max_bytes)
     metadata, episodes = read_minari(path, max_bytes)
     return _join([episodes], [metadata], path, max_bytes)
+
+
+def _require_family(data: TaskData, path: Path) -> None:
+    """That the environment the data name is a family of ours, and they are of its shapes."""
+    from envs import ENVS, make
+
+    make_family = ENVS.get(data.family)
+    if make_family is None or "tasks" not in inspect.signature(make_family).parameters:
+        raise DataError(path, "family", "a family of tasks such as ant-dir", data.family)
+    env: Any = make(data.family, 1)
+    expected = {
+        "tasks": (len(env.task_names),),
+        "states": env.single_observation_space.shape,
+        "actions": env.single_action_space.shape,
+        "velocity": (env.velocity_size,),
+    }
+    for name, shape in expected.items():
+        there = tuple(getattr(data, name).shape[1 if name == "tasks" else 3 :])
+        if there != shape:
+            key = "task_params" if name == "tasks" else name
+            raise DataError(path, key, f"shape {shape} of {data.family}", there)
 
 
 def _find(source: str | Path) -> Path:
@@ -404,6 +433,10 @@ def _join(
     sizes = {len(fact["tasks"]) for fact in facts}
     if len(sizes) > 1:
         raise DataError(path, "task_params", "the same number for every task", sorted(sizes))
+    for name in ("family", "tier"):
+        found = sorted({fact[name] for fact in facts})
+        if len(found) > 1:
+            raise DataError(path, name, "the same for every task", found)
     return TaskData(
         **{k: torch.from_numpy(v) for k, v in (arrays | marks).items()},
         lengths=torch.from_numpy(lengths),
@@ -535,7 +568,8 @@ def _store(data: TaskData, store: Path) -> TaskData:
     Several processes may do so at once: each writes under a name of its own, the first to finish
     keeps the place and the others map what it wrote.
     """
-    for old in set(store.parent.glob(f"{data.tier}-*")) - {store}:  # read from older files
+    tier = store.name.rpartition("-")[0]  # `data.tier` is what a file says, whatever that is
+    for old in set(store.parent.glob(f"{tier}-*")) - {store}:  # read from older files
         shutil.rmtree(old, ignore_errors=True)
     new = store.with_name(f".{store.name}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -598,6 +599,49 @@ def test_hostile_metadata_is_refused_by_name(tmp_path: Path, words: str) -> None
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"family": "nonsense"},
+            "family: expected a family of tasks such as ant-dir, got nonsense",
+        ),
+        ({"family": "gym/antigravity:fly"}, "family: expected a family of tasks such as ant-dir"),
+        ({"family": "particles/free"}, "family: expected a family of tasks such as ant-dir"),
+        ({"family": "half-cheetah-vel"}, "task_params: expected shape (1,) of half-cheetah-vel"),
+        ({"family": "ant-dir"}, "states: expected shape (27,) of ant-dir, got (2,)"),
+        ({"task_params": "[]"}, "task_params: expected shape (2,) of point-robot, got (0,)"),
+    ],
+)
+def test_a_family_is_one_of_ours_and_fits(tmp_path: Path, facts: dict, words: str) -> None:
+    """Whoever evaluates makes the environment that the data name."""
+    save(example(), tmp_path)
+    files = sorted(tmp_path.rglob("task-*/data/metadata.json"))
+    sources = [tmp_path, files[0].parents[1]]
+    for file in files:
+        file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    for source in sources:
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(source)
+    for cached in tmp_path.rglob("facts.json"):  # neither is a cache believed
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(tmp_path)
+        cached.write_text(json.dumps({"family": "nonsense", "tier": "mixed"}))
+        with pytest.raises(DataError, match="family: expected a family of tasks"):
+            load(tmp_path)
+    assert "antigravity" not in sys.modules
+
+
+def test_tasks_are_of_one_family_and_tier(tmp_path: Path) -> None:
+    save(example(), tmp_path)
+    file = tmp_path / "corro/point-robot/task-001-mixed-v0/data/metadata.json"
+    metadata = json.loads(file.read_text())
+    for name, other in {"family": "ant-dir", "tier": "ood"}.items():
+        file.write_text(json.dumps(metadata | {name: other}))
+        with pytest.raises(DataError, match=f"{name}: expected the same for every task"):
+            load(tmp_path)
+
+
 def test_what_episodes_say_of_themselves_is_checked(tmp_path: Path) -> None:
     save(example(), tmp_path)
     file = tmp_path / "corro/point-robot/task-000-mixed-v0/data/main_data.hdf5"
@@ -679,8 +723,6 @@ def test_no_module_is_imported_for_a_dataset(tmp_path: Path) -> None:
     metadata["env_spec"] = metadata["env_spec"].replace("envs.data:make_task", "antigravity:fly")
     file.write_text(json.dumps(metadata))
     load(tmp_path)
-    import sys
-
     assert "antigravity" not in sys.modules
 
 
@@ -702,3 +744,14 @@ def test_tasks_must_agree(tmp_path: Path) -> None:
     (target / "data" / "metadata.json").write_text(json.dumps(metadata | {"action_space": space}))
     with pytest.raises(DataError, match=r"task 1, episode 0: actions: expected float32 \(3,\)"):
         load(here)
+
+
+def test_a_tier_that_is_a_path_leads_nowhere(tmp_path: Path) -> None:
+    """What is stale in the cache is found by the tier's name, and deleted."""
+    save(example(), tmp_path)
+    root = tmp_path / "corro/point-robot"
+    for file in root.rglob("task-*/data/metadata.json"):
+        hostile = {"tier": "../task-000-mixed"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    load(tmp_path)
+    assert (root / "task-000-mixed-v0").exists()

@@ -287,11 +287,19 @@ def space_of_another_module(path: Path) -> None:
     metadata(path, observation_space='{"type": "antigravity:fly"}')
 
 
-@attack("minari", "observations: expected shape (11, 4611686018427387904), got (11, 2)")
+@attack("minari", "observation_space.shape: expected sizes, got [4611686018427387904]")
 def space_of_2_62_numbers(path: Path) -> None:
     metadata(
         path, observation_space=json.dumps({"type": "Box", "dtype": "float32", "shape": [HUGE]})
     )
+
+
+@attack("minari", "family: expected a family of tasks such as ant-dir, got gym/antigravity:fly")
+def family_of_another_module(path: Path) -> None:
+    root = trust_runs.dataset(path)
+    for file in root.rglob("*mixed*/data/metadata.json"):
+        facts = json.loads(file.read_text()) | {"family": "gym/antigravity:fly"}
+        file.write_text(json.dumps(facts))
 
 
 # ---- npz
