@@ -31,6 +31,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -284,8 +285,8 @@ def load(
             one family); the id or directory of any Minari dataset; or an HDF5 file.
         tier: one of `TIERS`, of a family. One dataset is what it is: it is read by the default,
             and by the name of its own tier.
-        cache: keep a family's arrays in `<family>/cache`, mapped into memory: reading is then at
-            once, and takes no memory before it is used.
+        cache: keep a family's arrays in `<family>/cache`, where that can be written, mapped into
+            memory: reading is then at once, and takes no memory before it is used.
         max_bytes: what one file may declare, and what the arrays may take.
 
     Raises:
@@ -566,25 +567,27 @@ def _store(data: TaskData, store: Path) -> TaskData:
     """Write `data` beside the datasets it was read from, and map it.
 
     Several processes may do so at once: each writes under a name of its own, the first to finish
-    keeps the place and the others map what it wrote.
+    keeps the place and the others map what it wrote. Where nothing can be written (shared storage)
+    the arrays stay in memory, with a warning.
     """
     tier = store.name.rpartition("-")[0]  # `data.tier` is what a file says, whatever that is
     for old in set(store.parent.glob(f"{tier}-*")) - {store}:  # read from older files
         shutil.rmtree(old, ignore_errors=True)
     new = store.with_name(f".{store.name}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for field in fields(data):
-        value = getattr(data, field.name)
-        if isinstance(value, Tensor):
-            np.save(new / f"{field.name}.npy", value.numpy())
-    (new / "facts.json").write_text(json.dumps({"family": data.family, "tier": data.tier}))
     try:
+        new.mkdir(parents=True)
+        for field in fields(data):
+            value = getattr(data, field.name)
+            if isinstance(value, Tensor):
+                np.save(new / f"{field.name}.npy", value.numpy())
+        (new / "facts.json").write_text(json.dumps({"family": data.family, "tier": data.tier}))
         new.rename(store)
-    except OSError:
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
         if not store.exists():
-            raise
-        shutil.rmtree(new)
+            warnings.warn(f"{store.parent}: not written, reading is slow: {error}", stacklevel=2)
+            return data
     return _open(store)
 
 

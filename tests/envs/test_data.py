@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -688,6 +690,25 @@ def test_two_processes_may_write_the_cache_at_once(tmp_path: Path, monkeypatch) 
     assert re.fullmatch("mixed-[0-9a-f]{16}", store.name)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_where_nothing_can_be_written_there_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The tests may run as a user who may do anything: the system's answers are made up."""
+    save(example(), tmp_path)
+
+    def refuse(*arguments: Any, **how: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as storage:
+        storage.setattr(*((np, "save") if number == errno.ENOSPC else (Path, "mkdir")), refuse)
+        with pytest.warns(UserWarning, match=f"cache: not written.*{os.strerror(number)}"):
+            same(load(tmp_path), example())
+    assert not any((tmp_path / "corro/point-robot").glob("cache/*"))
+    same(load(tmp_path), example())
+    assert any((tmp_path / "corro/point-robot").glob("cache/*"))
+
+
 def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     save(example(), tmp_path)
     load(tmp_path)
@@ -753,5 +774,6 @@ def test_a_tier_that_is_a_path_leads_nowhere(tmp_path: Path) -> None:
     for file in root.rglob("task-*/data/metadata.json"):
         hostile = {"tier": "../task-000-mixed"}
         file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    (root / "cache").mkdir()
     load(tmp_path)
     assert (root / "task-000-mixed-v0").exists()
