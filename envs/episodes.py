@@ -91,10 +91,12 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
         if count != len(names):
             raise DataError(path / "main_data.hdf5", "", f"{count} episodes", len(names))
         names.sort(key=lambda name: int(name.removeprefix("episode_")))
-        return metadata, [_minari_episode(file, name, *spaces) for name in names]
+        ours = "family" in metadata
+        return metadata, [_minari_episode(file, name, *spaces, ours=ours) for name in names]
 
 
-def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any) -> Episode:
+def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any, ours: bool) -> Episode:
+    """`ours`: what else is there is what `write_minari` writes; of others' it may be anything."""
     rewards = file.read(f"{name}/rewards", (None,))
     steps = len(rewards)
     if not steps:
@@ -104,9 +106,9 @@ def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any) -> Epi
         where = int(terminations.argmax())
         raise DataError(file.path, f"{name}/terminations", "an end at the last step", where)
     velocity = np.zeros((steps, 0), np.float32)
-    if "infos" in file.names(name) and "velocity" in file.names(f"{name}/infos"):
+    if ours and "infos" in file.names(name) and "velocity" in file.names(f"{name}/infos"):
         velocity = file.read(f"{name}/infos/velocity", (steps + 1, None), "f")[1:]
-    extras = {key: file.integer(name, key) for key in ("behaviour", "checkpoint")}
+    extras = {key: file.integer(name, key) for key in ("behaviour", "checkpoint") if ours}
     return Episode(
         _read_space(file, f"{name}/observations", steps + 1, observed, one_hot=True),
         _read_space(file, f"{name}/actions", steps, acted, one_hot=False),

@@ -296,6 +296,27 @@ def test_observations_of_one_space(tmp_path: Path, name: str) -> None:
     assert np.array_equal(data.actions[0, 0], buffer["actions"])
 
 
+@pytest.mark.parametrize("velocity", ["scalar", "integers", "a dictionary", "vector"])
+def test_names_that_mean_something_else_to_others(tmp_path: Path, velocity: str) -> None:
+    from minari.data_collector import EpisodeBuffer
+
+    values: Any = {
+        "scalar": np.ones(6), "integers": np.ones((6, 2), np.int64),
+        "a dictionary": {"x": np.ones(6)}, "vector": np.ones((6, 2)),
+    }  # fmt: skip
+    space, rows = gym.spaces.Box(-1, 1, (3,)), np.zeros((6, 3), np.float32)
+    buffer: Any = {
+        "actions": rows[:5], "rewards": np.ones(5), "infos": {"velocity": values[velocity]},
+        "terminations": np.zeros(5, bool), "truncations": np.arange(5) == 4,
+    }  # fmt: skip
+    foreign(tmp_path / "data", space, space, [EpisodeBuffer(observations=rows, **buffer)])
+    with h5py.File(tmp_path / "data/main_data.hdf5", "a") as file:
+        file["episode_0"].attrs["behaviour"] = "mine"
+    data = load(tmp_path)
+    assert data.velocity.shape == (1, 1, 5, 0)
+    assert data.behaviour.tolist() == [[-1]]
+
+
 @pytest.mark.parametrize("successors", [True, False])
 def test_d4rl(tmp_path: Path, successors: bool) -> None:
     rng = np.random.default_rng(0)
