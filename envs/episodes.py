@@ -89,7 +89,7 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
         names = [name for name in file.names() if re.fullmatch(r"episode_\d{1,9}", name)]
         count = metadata.get("total_episodes", len(names))
         if count != len(names):
-            raise DataError(path / "main_data.hdf5", "", f"{count} episodes", len(names))
+            raise DataError(path / "main_data.hdf5", "", f"{count!r} episodes", len(names))
         names.sort(key=lambda name: int(name.removeprefix("episode_")))
         ours = "family" in metadata
         return metadata, [_minari_episode(file, name, *spaces, ours=ours) for name in names]
@@ -354,7 +354,7 @@ def _actions(actions: np.ndarray) -> np.ndarray:
     if actions.dtype.kind in "iu":
         actions = actions[:, 0] if actions.ndim == 2 and actions.shape[1] == 1 else actions
         return actions.astype(np.int64)
-    return actions.astype(np.float32).reshape(len(actions), -1)
+    return actions.astype(np.float32).reshape(len(actions), math.prod(actions.shape[1:]))
 
 
 def _without_successor(

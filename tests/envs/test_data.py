@@ -337,20 +337,21 @@ def test_d4rl(tmp_path: Path, successors: bool) -> None:
     assert np.allclose(data.states[0, 1, 4 if successors else 3], last)
 
 
-def test_d3rlpy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [int, float])
+def test_d3rlpy(tmp_path: Path, kind: type) -> None:
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["columns"] = ["observations", "actions", "rewards", "terminated"]
         file["num_episodes"], file["version"] = 3, "2.1"
         for i, (steps, ended) in enumerate(((4, True), (4, False), (0, True))):
             file[f"observations_{i}"] = rng.normal(size=(steps, 3)).astype(np.float32)
-            file[f"actions_{i}"] = rng.integers(2, size=(steps, 1))
+            file[f"actions_{i}"] = rng.integers(2, size=(steps, 1)).astype(kind)
             file[f"rewards_{i}"] = np.ones((steps, 1), np.float32)
             file[f"terminated_{i}"] = ended
     data = load(tmp_path / "d.h5")
     assert data.lengths.tolist() == [[4, 3]]
     assert data.terminations.nonzero().tolist() == [[0, 0, 3]]
-    assert data.actions.shape == (1, 2, 4)
+    assert data.actions.shape == ((1, 2, 4) if kind is int else (1, 2, 4, 1))
 
 
 def test_bytes_are_numbers_unless_they_are_images(tmp_path: Path) -> None:
