@@ -10,9 +10,9 @@
     context = test.sample_episodes(tasks, 1, generator)        # {name: [M, 1, T, ...]}
     other = load("data/corro/point-robot", tier="ood")         # other tasks' policies in each task
 
-`load` also reads any Minari dataset (by id or directory), and HDF5 files as D4RL or d3rlpy write
-them, as one task. Files are refused before they are read where they are not plain data of this
-shape (`envs.hdf5`).
+`load` also reads a Minari dataset of others (by id or directory; which spaces `read_minari` says),
+and HDF5 files as D4RL or d3rlpy write them, as one task. Files are refused before they are read
+where they are not plain data of this shape (`envs.hdf5`).
 
 On disk a family is a Minari namespace, `corro/<family>`, with one dataset for each task and tier:
 `corro/<family>/task-003-mixed-v0`. `minari.load_dataset(id).recover_environment()` makes the task's
@@ -282,7 +282,7 @@ def load(
 
     Args:
         source: a directory that `train.py data` wrote (the family's, or the one above if it holds
-            one family); the id or directory of any Minari dataset; or an HDF5 file.
+            one family); the id or directory of a Minari dataset; or an HDF5 file.
         tier: one of `TIERS`, of a family. One dataset is what it is: it is read by the default,
             and by the name of its own tier.
         cache: keep a family's arrays in `<family>/cache`, where that can be written, mapped into

@@ -76,7 +76,8 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
     """Metadata and episodes of the Minari dataset whose `metadata.json` is in `path`.
 
     Boxes and MultiBinary are read as they are, discrete observations as one-hot, and dictionaries
-    and tuples joined in Gymnasium's order, as its `flatten` has it.
+    and tuples joined in Gymnasium's order, as its `flatten` has it. Not read are other spaces
+    (Text, Graph, Sequence), images stored as JPEG, and `data_format="arrow"`.
 
     Raises:
         DataError: the files are not plain data of the spaces they declare.
