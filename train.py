@@ -378,7 +378,13 @@ def show(arguments: list[str]) -> int:
             factory = envs.find(arguments[0])
         except ValueError as error:
             raise ConfigError(f"list: {error}") from None
-        print(inspect.getdoc(getattr(factory, "func", factory)))
+        factory = getattr(factory, "func", factory)
+        print(inspect.getdoc(factory))
+        # Arguments that all environments of a kind have are in the docstring of what they share.
+        for base in inspect.getmro(factory) if inspect.isclass(factory) else ():
+            if "\nArgs:" in (inspect.getdoc(base) or ""):
+                print("" if base is factory else f"\n{inspect.getdoc(base)}")
+                break
         return 0
     print("Agents")
     for name, agent in AGENTS.items():

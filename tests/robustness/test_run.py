@@ -276,6 +276,8 @@ def test_help_and_list_teach(tmp_path):
     code, out, _ = cli("list")
     assert code == 0
     assert "start: 'easy'" in cli("list", "tabletop")[1]
+    for env, argument in (("pixels/arm", "background:"), ("particles/spread", "actions:")):
+        assert argument in cli("list", env)[1]
     for word in ("slim", "diayn", "lsd", "metra", "slim-single-critic", "tabletop/panda"):
         assert word in out
 
