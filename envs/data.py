@@ -10,9 +10,9 @@
     context = test.sample_episodes(tasks, 1, generator)        # {name: [M, 1, T, ...]}
     other = load("data/corro/point-robot", tier="ood")         # other tasks' policies in each task
 
-`load` also reads any Minari dataset (by id or directory), and HDF5 files as D4RL or d3rlpy write
-them, as one task. Files are refused before they are read where they are not plain data of this
-shape (`envs.hdf5`).
+`load` also reads a Minari dataset of others (by id or directory; which spaces `read_minari` says),
+and HDF5 files as D4RL or d3rlpy write them, as one task. Files are refused before they are read
+where they are not plain data of this shape (`envs.hdf5`).
 
 On disk a family is a Minari namespace, `corro/<family>`, with one dataset for each task and tier:
 `corro/<family>/task-003-mixed-v0`. `minari.load_dataset(id).recover_environment()` makes the task's
@@ -25,11 +25,13 @@ parameters, V velocity components, M tasks of a batch, B batch.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -280,27 +282,55 @@ def load(
 
     Args:
         source: a directory that `train.py data` wrote (the family's, or the one above if it holds
-            one family); the id or directory of any Minari dataset; or an HDF5 file.
+            one family); the id or directory of a Minari dataset; or an HDF5 file.
         tier: one of `TIERS`, of a family. One dataset is what it is: it is read by the default,
             and by the name of its own tier.
-        cache: keep a family's arrays in `<family>/cache`, mapped into memory: reading is then at
-            once, and takes no memory before it is used.
-        max_bytes: what one file may declare.
+        cache: keep a family's arrays in `<family>/cache`, where that can be written, mapped into
+            memory: reading is then at once, and takes no memory before it is used.
+        max_bytes: what one file may declare, and what the arrays may take.
 
     Raises:
         MissingTierError: the data are not of this tier.
         DataError: there is no such data, or a file of it is refused.
     """
     path = _find(source)
+    data = _load(path, tier, cache, max_bytes)
+    if data.family:
+        _require_family(data, path)
+    return data
+
+
+def _load(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData:
     if path.is_dir() and not (path / "metadata.json").exists():
         return _load_family(path, tier, cache, max_bytes)
     own = read_json(path / "metadata.json").get("tier") if path.is_dir() else None
     if tier not in (DEFAULT_TIER, own):
         raise MissingTierError(path, "tier", f"{own or DEFAULT_TIER!r} of a single dataset", tier)
     if path.is_file():
-        return _join([read_hdf5(path, max_bytes)], [{}], path)
+        return _join([read_hdf5(path, max_bytes)], [{}], path, max_bytes)
     metadata, episodes = read_minari(path, max_bytes)
-    return _join([episodes], [metadata], path)
+    return _join([episodes], [metadata], path, max_bytes)
+
+
+def _require_family(data: TaskData, path: Path) -> None:
+    """That the environment the data name is a family of ours, and they are of its shapes."""
+    from envs import ENVS, make
+
+    make_family = ENVS.get(data.family)
+    if make_family is None or "tasks" not in inspect.signature(make_family).parameters:
+        raise DataError(path, "family", "a family of tasks such as ant-dir", data.family)
+    env: Any = make(data.family, 1)
+    expected = {
+        "tasks": (len(env.task_names),),
+        "states": env.single_observation_space.shape,
+        "actions": env.single_action_space.shape,
+        "velocity": (env.velocity_size,),
+    }
+    for name, shape in expected.items():
+        there = tuple(getattr(data, name).shape[1 if name == "tasks" else 3 :])
+        if there != shape:
+            key = "task_params" if name == "tasks" else name
+            raise DataError(path, key, f"shape {shape} of {data.family}", there)
 
 
 def _find(source: str | Path) -> Path:
@@ -343,7 +373,8 @@ def _load_family(path: Path, tier: str, cache: bool, max_bytes: int) -> TaskData
     if cache and store.exists():
         return _open(store)
     read = [read_minari(folder, max_bytes) for folder in folders]
-    data = _join([episodes for _, episodes in read], [metadata for metadata, _ in read], path)
+    metadata, episodes = [facts for facts, _ in read], [episodes for _, episodes in read]
+    data = _join(episodes, metadata, path, max_bytes)
     return _store(data, store) if cache else data
 
 
@@ -364,7 +395,9 @@ def _require_tasks(path: Path, tier: str, found: set[int]) -> None:
         raise DataError(path, f"tier {tier}", f"{len(tasks)} tasks", missing)
 
 
-def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path) -> TaskData:
+def _join(
+    episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: Path, max_bytes: int
+) -> TaskData:
     """Padded arrays from the episodes of every task."""
     if not all(episodes):
         raise DataError(path, "", "at least one episode of every task", 0)
@@ -372,17 +405,16 @@ def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: P
     first = every[0]
     tasks, most = len(episodes), max(map(len, episodes))
     steps = max(len(episode.rewards) for episode in every)
+    names = ("states", "actions", "rewards", "terminations", "velocity")
+    size = tasks * most * (steps + 1) * sum(getattr(first, name)[:1].nbytes for name in names)
+    if size > max_bytes:  # a small file of many short episodes and a long one
+        what = f"at most {max_bytes} bytes with every episode padded to the longest's {steps} steps"
+        raise DataError(path, "", what, f"{size} bytes")
 
     def zeros(length: int, like: np.ndarray) -> np.ndarray:
         return np.zeros((tasks, most, length, *like.shape[1:]), like.dtype)
 
-    arrays = {
-        "states": zeros(steps + 1, first.states),
-        **{
-            name: zeros(steps, getattr(first, name))
-            for name in ("actions", "rewards", "terminations", "velocity")
-        },
-    }
+    arrays = {name: zeros(steps + (name == "states"), getattr(first, name)) for name in names}
     lengths = np.zeros((tasks, most), np.int64)
     marks = {name: np.full((tasks, most), -1) for name in ("behaviour", "checkpoint")}
     for k, task in enumerate(episodes):
@@ -402,6 +434,10 @@ def _join(episodes: list[list[Episode]], metadata: list[dict[str, Any]], path: P
     sizes = {len(fact["tasks"]) for fact in facts}
     if len(sizes) > 1:
         raise DataError(path, "task_params", "the same number for every task", sorted(sizes))
+    for name in ("family", "tier"):
+        found = sorted({fact[name] for fact in facts})
+        if len(found) > 1:
+            raise DataError(path, name, "the same for every task", found)
     return TaskData(
         **{k: torch.from_numpy(v) for k, v in (arrays | marks).items()},
         lengths=torch.from_numpy(lengths),
@@ -531,24 +567,27 @@ def _store(data: TaskData, store: Path) -> TaskData:
     """Write `data` beside the datasets it was read from, and map it.
 
     Several processes may do so at once: each writes under a name of its own, the first to finish
-    keeps the place and the others map what it wrote.
+    keeps the place and the others map what it wrote. Where nothing can be written (shared storage)
+    the arrays stay in memory, with a warning.
     """
-    for old in set(store.parent.glob(f"{data.tier}-*")) - {store}:  # read from older files
+    tier = store.name.rpartition("-")[0]  # `data.tier` is what a file says, whatever that is
+    for old in set(store.parent.glob(f"{tier}-*")) - {store}:  # read from older files
         shutil.rmtree(old, ignore_errors=True)
     new = store.with_name(f".{store.name}.{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for field in fields(data):
-        value = getattr(data, field.name)
-        if isinstance(value, Tensor):
-            np.save(new / f"{field.name}.npy", value.numpy())
-    (new / "facts.json").write_text(json.dumps({"family": data.family, "tier": data.tier}))
     try:
+        new.mkdir(parents=True)
+        for field in fields(data):
+            value = getattr(data, field.name)
+            if isinstance(value, Tensor):
+                np.save(new / f"{field.name}.npy", value.numpy())
+        (new / "facts.json").write_text(json.dumps({"family": data.family, "tier": data.tier}))
         new.rename(store)
-    except OSError:
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
         if not store.exists():
-            raise
-        shutil.rmtree(new)
+            warnings.warn(f"{store.parent}: not written, reading is slow: {error}", stacklevel=2)
+            return data
     return _open(store)
 
 
@@ -572,5 +611,5 @@ def _open(store: Path) -> TaskData:
                 raise DataError(file, "", "an array (delete the cache)", error) from None
     try:
         return TaskData(**arrays, **facts)
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise DataError(store, "", "arrays that fit (delete the cache)", error) from None

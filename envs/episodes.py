@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import h5py
 import numpy as np
@@ -24,7 +24,12 @@ from envs.hdf5 import CHUNK_BYTES, MAX_BYTES, DataError, SafeFile
 _JSON_BYTES = 16 << 20
 _ONE_HOT = 4096
 """Most values of a discrete observation, which is read as one-hot."""
-_DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
+_DTYPES = (
+    "float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64",
+    "int8", "int16", "int32", "int64", "bool",
+)  # fmt: skip
+_LARGEST = 2**62
+"""Of a space's integers: sums of two are numbers of int64."""
 
 
 @dataclass
@@ -70,8 +75,9 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any], list[Episode]]:
     """Metadata and episodes of the Minari dataset whose `metadata.json` is in `path`.
 
-    Boxes are read as they are, dictionaries and tuples of boxes joined in Gymnasium's order, and
-    discrete observations as one-hot.
+    Boxes and MultiBinary are read as they are, discrete observations as one-hot, and dictionaries
+    and tuples joined in Gymnasium's order, as its `flatten` has it. Not read are other spaces
+    (Text, Graph, Sequence), images stored as JPEG, and `data_format="arrow"`.
 
     Raises:
         DataError: the files are not plain data of the spaces they declare.
@@ -84,12 +90,14 @@ def read_minari(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Any],
         names = [name for name in file.names() if re.fullmatch(r"episode_\d{1,9}", name)]
         count = metadata.get("total_episodes", len(names))
         if count != len(names):
-            raise DataError(path / "main_data.hdf5", "", f"{count} episodes", len(names))
+            raise DataError(path / "main_data.hdf5", "", f"{count!r} episodes", len(names))
         names.sort(key=lambda name: int(name.removeprefix("episode_")))
-        return metadata, [_minari_episode(file, name, *spaces) for name in names]
+        ours = "family" in metadata
+        return metadata, [_minari_episode(file, name, *spaces, ours=ours) for name in names]
 
 
-def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any) -> Episode:
+def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any, ours: bool) -> Episode:
+    """`ours`: what else is there is what `write_minari` writes; of others' it may be anything."""
     rewards = file.read(f"{name}/rewards", (None,))
     steps = len(rewards)
     if not steps:
@@ -99,9 +107,9 @@ def _minari_episode(file: SafeFile, name: str, observed: Any, acted: Any) -> Epi
         where = int(terminations.argmax())
         raise DataError(file.path, f"{name}/terminations", "an end at the last step", where)
     velocity = np.zeros((steps, 0), np.float32)
-    if "infos" in file.names(name) and "velocity" in file.names(f"{name}/infos"):
+    if ours and "infos" in file.names(name) and "velocity" in file.names(f"{name}/infos"):
         velocity = file.read(f"{name}/infos/velocity", (steps + 1, None), "f")[1:]
-    extras = {key: file.integer(name, key) for key in ("behaviour", "checkpoint")}
+    extras = {key: file.integer(name, key) for key in ("behaviour", "checkpoint") if ours}
     return Episode(
         _read_space(file, f"{name}/observations", steps + 1, observed, one_hot=True),
         _read_space(file, f"{name}/actions", steps, acted, one_hot=False),
@@ -140,19 +148,38 @@ def _check_space(file: Path, name: str, space: Any, jpeg: bool) -> None:
         shape, dtype = space.get("shape"), space.get("dtype")
         if dtype not in _DTYPES:
             raise DataError(file, f"{name}.dtype", f"one of {', '.join(_DTYPES)}", dtype)
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        if not _integers(shape, 0):
             raise DataError(file, f"{name}.shape", "sizes", shape)
         if jpeg and dtype == "uint8" and len(shape) == 3 and shape[2] in (1, 3, 4):
             raise DataError(file, name, "arrays (write it with jpeg_encoding=False)", "JPEG images")
     elif kind == "Discrete":
-        count, start = space.get("n"), space.get("start", 0)
-        if type(count) is not int or type(start) is not int or count < 1:
+        count, start = _choices(space)
+        if not _integers([count], 1) or not _integers([start], -_LARGEST):
             raise DataError(file, name, "integers n and start", (count, start))
     elif kind == "MultiDiscrete":
-        if not isinstance(space.get("nvec"), list):
-            raise DataError(file, f"{name}.nvec", "sizes", space.get("nvec"))
+        counts, starts = _choices(space)
+        if not _integers(counts, 1) or not counts:
+            raise DataError(file, f"{name}.nvec", "a list of sizes", counts)
+        if not _integers(starts, -_LARGEST) or len(starts) != len(counts):
+            raise DataError(file, f"{name}.start", f"{len(counts)} integers", starts)
+    elif kind == "MultiBinary":
+        if not _integers([space.get("n")], 1) and not _integers(space.get("n"), 1):
+            raise DataError(file, f"{name}.n", "sizes", space.get("n"))
     else:
-        raise DataError(file, name, "Box, Discrete, MultiDiscrete, Dict or Tuple", kind or space)
+        known = "Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
+        raise DataError(file, name, known, kind or space)
+
+
+def _integers(values: Any, low: int) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(n) is int and low <= n < _LARGEST for n in values)
+
+
+def _choices(space: dict[str, Any]) -> tuple[Any, Any]:
+    """How many values a discrete space or each of several has, and the first of them."""
+    if space["type"] == "Discrete":
+        return space.get("n"), space.get("start", 0)
+    counts = space.get("nvec")
+    return counts, space.get("start") or ([0] * len(counts) if isinstance(counts, list) else None)
 
 
 def _read_space(
@@ -166,25 +193,29 @@ def _read_space(
         prefix = f"{name}/" if kind == "Dict" else f"{name}/_index_"
         columns = [_read_space(file, f"{prefix}{k}", length, p, True) for k, p in named]
         return np.concatenate([c.reshape(length, -1).astype(np.float32) for c in columns], 1)
+    if kind == "MultiBinary":
+        shape = space["n"] if isinstance(space["n"], list) else [space["n"]]
+        return file.read(name, (length, *shape), "iub").astype(np.float32)
     if kind == "Box":
         shape = tuple(space["shape"])
         value = file.read(name, (length, *shape), np.dtype(space["dtype"]).kind)
         value = value if value.dtype == np.uint8 and len(shape) == 3 else value.astype(np.float32)
         return value if shape else value[:, None]
-    if kind == "MultiDiscrete":
-        value = file.read(name, (length, len(space["nvec"])), "iu").astype(np.int64)
-        low, high = np.asarray(space.get("start") or 0), np.asarray(space["nvec"])
-    else:
-        value = file.read(name, (length,), "iu").astype(np.int64)
-        low, high = np.asarray(space.get("start", 0)), np.asarray(space["n"])
-    outside = (value < low) | (value >= low + high)
+    count, low = map(np.asarray, _choices(space))
+    value = file.read(name, (length, *count.shape), "iu").astype(np.int64)
+    outside = (value < low) | (value >= low + count)
     if outside.any():
-        raise DataError(file.path, name, f"{low} .. {low + high - 1}", value[outside][0])
-    if not one_hot or kind == "MultiDiscrete":
+        raise DataError(file.path, name, f"{low} .. {low + count - 1}", value[outside][0])
+    if not one_hot:
         return value
-    if high > _ONE_HOT:
-        raise DataError(file.path, name, f"at most {_ONE_HOT} values to tell apart", int(high))
-    return np.eye(int(high), dtype=np.float32)[value - low]
+    width = int(count.sum(dtype=object))
+    if width > _ONE_HOT:
+        raise DataError(file.path, name, f"at most {_ONE_HOT} values to tell apart", width)
+    file.claim(name, 4 * length * width)
+    hot = np.zeros((length, width), np.float32)
+    column = (value - low + count.cumsum().reshape(count.shape) - count).reshape(length, -1)
+    np.put_along_axis(hot, column, 1, 1)
+    return hot
 
 
 def write_minari(
@@ -324,14 +355,14 @@ def _actions(actions: np.ndarray) -> np.ndarray:
     if actions.dtype.kind in "iu":
         actions = actions[:, 0] if actions.ndim == 2 and actions.shape[1] == 1 else actions
         return actions.astype(np.int64)
-    return actions.astype(np.float32).reshape(len(actions), -1)
+    return actions.astype(np.float32).reshape(len(actions), math.prod(actions.shape[1:]))
 
 
 def _without_successor(
     states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, ended: bool
 ) -> Episode | None:
     """An episode that has as many observations as steps; None if nothing is left of it."""
-    if ended:  # what follows a terminal step is never looked at
+    if ended and len(rewards):  # what follows a terminal step is never looked at
         return _episode(np.concatenate([states, states[-1:]]), actions, rewards, True)
     return _episode(states, actions[:-1], rewards[:-1], False) if len(rewards) > 1 else None
 
@@ -339,7 +370,7 @@ def _without_successor(
 def _episode(states: np.ndarray, actions: np.ndarray, rewards: np.ndarray, ended: bool) -> Episode:
     terminations = np.zeros(len(rewards), bool)
     terminations[-1] = ended
-    if states.dtype != np.uint8:
+    if states.dtype != np.uint8 or states.ndim != 4:  # images stay as they are
         states = states.astype(np.float32).reshape(len(states), math.prod(states.shape[1:]))
     velocity = np.zeros((len(rewards), 0), np.float32)
     return Episode(states, actions, rewards.astype(np.float32), terminations, velocity)

@@ -22,6 +22,7 @@ EXPANSION = 1032
 """A deflated byte never becomes more bytes than these (zlib's technical details)."""
 CHUNK_BYTES = 64 << 20
 """Largest chunk [byte]; HDF5 holds a chunk in memory whatever is read of it."""
+_INT64 = np.iinfo(np.int64)
 
 
 class DataError(ValueError):
@@ -101,15 +102,24 @@ class SafeFile:
             kinds: the kinds of dtype that are allowed.
 
         Raises:
-            DataError: something else is there, or what is there is not finite.
+            DataError: something else is there, or what is there is not finite, or too large for
+                float32 or, an integer, for int64: as these it is used.
         """
         dataset = self._dataset(name, shape, kinds)
         with self._reading(name):
             value = np.asarray(dataset[()])
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(np.atleast_1d(value)))[0])
-            raise DataError(self.path, f"{name}{list(place)}", "finite numbers", value[place])
+        if value.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                fits = np.isfinite(value.astype(np.float32, copy=False))
+            self._require(name, value, fits, "finite numbers of float32")
+        elif value.dtype == np.uint64:
+            self._require(name, value, value <= _INT64.max, "numbers of int64")
         return value
+
+    def _require(self, name: str, value: np.ndarray, fits: np.ndarray, expected: str) -> None:
+        if not fits.all():
+            place = tuple(int(i) for i in np.argwhere(~fits)[0])
+            raise DataError(self.path, f"{name}{list(place)}", expected, value[place])
 
     def integer(self, group: str, attribute: str) -> int | None:
         """An integer attribute of a group; None if it has none of that name.
@@ -123,9 +133,23 @@ class SafeFile:
                 return None
             found = attributes.get_id(attribute)
             kind, shape = found.dtype, found.shape
-            if kind.kind in "iub" and shape == ():
-                return int(attributes[attribute])  # type: ignore[arg-type]
-        raise DataError(self.path, name, "an integer", f"{kind} {shape}")
+            if kind.kind not in "iub" or shape != ():
+                raise DataError(self.path, name, "an integer", f"{kind} {shape}")
+            value = int(attributes[attribute])  # type: ignore[arg-type]
+            if value > _INT64.max:
+                raise DataError(self.path, name, "a number of int64", value)
+            return value
+
+    def claim(self, name: str, size: int) -> None:
+        """Count bytes that an array is about to take, `max_bytes` in all.
+
+        Raises:
+            DataError: they are too many.
+        """
+        self._declared += size
+        if self._declared > self.max_bytes:
+            expected = f"at most {self.max_bytes} bytes in all"
+            raise DataError(self.path, name, expected, f"{self._declared} bytes")
 
     def _dataset(self, name: str, shape: tuple[int | None, ...] | None, kinds: str) -> h5py.Dataset:
         dataset = self._object(name)
@@ -134,6 +158,7 @@ class SafeFile:
         with self._reading(name):
             for expected, actual in self._objections(dataset, shape, kinds):
                 raise DataError(self.path, name, expected, actual)
+            self.claim(name, dataset.size * dataset.dtype.itemsize)
         return dataset
 
     def _objections(
@@ -160,12 +185,9 @@ class SafeFile:
         stored = min(dataset.id.get_storage_size(), self.path.stat().st_size)
         if declared > EXPANSION * stored + 4096:
             yield f"at most {EXPANSION} times its {stored} bytes on disk", f"{declared} bytes"
-        if self._declared + declared > self.max_bytes:
-            yield f"at most {self.max_bytes} bytes in all", f"{self._declared + declared} bytes"
         chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
         if chunk > CHUNK_BYTES:
             yield f"chunks of at most {CHUNK_BYTES} bytes", f"{chunk} bytes"
-        self._declared += declared
 
     def _object(self, name: str) -> h5py.Group | h5py.Dataset | h5py.Datatype:
         with self._reading(name):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +236,24 @@ def test_any_minari_dataset(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     box = gym.spaces.Box(-1, 1, (3,), np.float64)
-    space = gym.spaces.Dict({"goal": box, "at": gym.spaces.Discrete(4, start=1)})
+    parts = {
+        "goal": box,
+        "at": gym.spaces.Discrete(4, start=1),
+        "many": gym.spaces.MultiDiscrete([2, 3], start=[0, -1]),
+        "flags": gym.spaces.MultiBinary(2),
+        "count": gym.spaces.Box(0, 9, (1,), np.uint32),
+    }
+    space = gym.spaces.Dict(parts)
     lengths = (3, 5)
     buffers = [
         EpisodeBuffer(
-            observations={"goal": rng.uniform(-1, 1, (n + 1, 3)), "at": np.arange(n + 1) % 4 + 1},
+            observations={
+                "goal": rng.uniform(-1, 1, (n + 1, 3)),
+                "at": np.arange(n + 1) % 4 + 1,
+                "many": np.stack([np.arange(n + 1) % 2, np.arange(n + 1) % 3 - 1], 1),
+                "flags": rng.integers(2, size=(n + 1, 2), dtype=np.int8),
+                "count": rng.integers(9, size=(n + 1, 1), dtype=np.uint32),
+            },
             actions=np.arange(n) % 2,  # type: ignore[arg-type]
             rewards=np.ones(n),  # type: ignore[arg-type]
             terminations=np.arange(n) == n - 1,  # type: ignore[arg-type]
@@ -247,16 +263,58 @@ def test_any_minari_dataset(tmp_path: Path) -> None:
     ]
     foreign(tmp_path / "d" / "data", space, gym.spaces.Discrete(2), buffers)
     data = load(tmp_path / "d")
-    assert data.states.shape == (1, 2, 6, 7)
-    expected: Any = gym.spaces.flatten(
-        space,
-        {"goal": buffers[1].observations["goal"][2], "at": 3},  # type: ignore[index]
-    )
-    assert np.allclose(data.states[0, 1, 2], expected)
+    assert data.states.shape == (1, 2, 6, 15)
+    for step in range(6):
+        row: Any = {key: value[step] for key, value in buffers[1].observations.items()}  # type: ignore
+        expected: Any = gym.spaces.flatten(space, row)
+        assert np.allclose(data.states[0, 1, step], expected)
     assert data.actions.dtype == torch.int64
     assert data.lengths.tolist() == [[3, 5]]
     assert data.terminations.sum() == 2
     assert data.tasks.shape == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["many", "flags", "count"])
+def test_observations_of_one_space(tmp_path: Path, name: str) -> None:
+    from minari.data_collector import EpisodeBuffer
+
+    space: gym.Space = {
+        "many": gym.spaces.MultiDiscrete([3, 4]),
+        "flags": gym.spaces.MultiBinary([2, 2]),
+        "count": gym.spaces.Box(0, 9, (3,), np.uint32),
+    }[name]
+    space.seed(0)
+    rows: Any = np.stack([space.sample() for _ in range(6)])
+    buffer: Any = {
+        "actions": np.stack([space.sample() for _ in range(5)]),
+        "rewards": np.ones(5), "terminations": np.zeros(5, bool), "truncations": np.arange(5) == 4,
+    }  # fmt: skip
+    foreign(tmp_path / "data", space, space, [EpisodeBuffer(observations=rows, **buffer)])
+    data = load(tmp_path)
+    expected: Any = np.stack([gym.spaces.flatten(space, row) for row in rows])
+    assert np.array_equal(data.states[0, 0].flatten(1), expected)
+    assert np.array_equal(data.actions[0, 0], buffer["actions"])
+
+
+@pytest.mark.parametrize("velocity", ["scalar", "integers", "a dictionary", "vector"])
+def test_names_that_mean_something_else_to_others(tmp_path: Path, velocity: str) -> None:
+    from minari.data_collector import EpisodeBuffer
+
+    values: Any = {
+        "scalar": np.ones(6), "integers": np.ones((6, 2), np.int64),
+        "a dictionary": {"x": np.ones(6)}, "vector": np.ones((6, 2)),
+    }  # fmt: skip
+    space, rows = gym.spaces.Box(-1, 1, (3,)), np.zeros((6, 3), np.float32)
+    buffer: Any = {
+        "actions": rows[:5], "rewards": np.ones(5), "infos": {"velocity": values[velocity]},
+        "terminations": np.zeros(5, bool), "truncations": np.arange(5) == 4,
+    }  # fmt: skip
+    foreign(tmp_path / "data", space, space, [EpisodeBuffer(observations=rows, **buffer)])
+    with h5py.File(tmp_path / "data/main_data.hdf5", "a") as file:
+        file["episode_0"].attrs["behaviour"] = "mine"
+    data = load(tmp_path)
+    assert data.velocity.shape == (1, 1, 5, 0)
+    assert data.behaviour.tolist() == [[-1]]
 
 
 @pytest.mark.parametrize("successors", [True, False])
@@ -279,20 +337,31 @@ def test_d4rl(tmp_path: Path, successors: bool) -> None:
     assert np.allclose(data.states[0, 1, 4 if successors else 3], last)
 
 
-def test_d3rlpy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [int, float])
+def test_d3rlpy(tmp_path: Path, kind: type) -> None:
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "d.h5", "w") as file:
         file["columns"] = ["observations", "actions", "rewards", "terminated"]
-        file["num_episodes"], file["version"] = 2, "2.1"
-        for i, ended in enumerate((True, False)):
-            file[f"observations_{i}"] = rng.normal(size=(4, 3)).astype(np.float32)
-            file[f"actions_{i}"] = rng.integers(2, size=(4, 1))
-            file[f"rewards_{i}"] = np.ones((4, 1), np.float32)
+        file["num_episodes"], file["version"] = 3, "2.1"
+        for i, (steps, ended) in enumerate(((4, True), (4, False), (0, True))):
+            file[f"observations_{i}"] = rng.normal(size=(steps, 3)).astype(np.float32)
+            file[f"actions_{i}"] = rng.integers(2, size=(steps, 1)).astype(kind)
+            file[f"rewards_{i}"] = np.ones((steps, 1), np.float32)
             file[f"terminated_{i}"] = ended
     data = load(tmp_path / "d.h5")
     assert data.lengths.tolist() == [[4, 3]]
     assert data.terminations.nonzero().tolist() == [[0, 0, 3]]
-    assert data.actions.shape == (1, 2, 4)
+    assert data.actions.shape == ((1, 2, 4) if kind is int else (1, 2, 4, 1))
+
+
+def test_bytes_are_numbers_unless_they_are_images(tmp_path: Path) -> None:
+    for shape, expected in {(10,): (1, 1, 10, 1), (10, 3, 4, 4): (1, 1, 10, 3, 4, 4)}.items():
+        with h5py.File(tmp_path / "d.hdf5", "w") as file:
+            sound(file)
+            _replace(file, "observations", np.full(shape, 7, np.uint8))
+        data = load(tmp_path / "d.hdf5")
+        assert data.states.shape == expected
+        assert data.states.dtype == (torch.uint8 if len(shape) == 4 else torch.float32)
 
 
 # ---- files that are refused
@@ -377,6 +446,32 @@ def infinite(file: h5py.File) -> None:
     observations[2, 1] = np.inf
 
 
+def beyond_float32(file: h5py.File) -> None:
+    rewards: Any = file["rewards"]
+    rewards[4] = 1e300
+
+
+def beyond_int64(file: h5py.File) -> None:
+    _replace(file, "actions", np.full(10, 2**63, np.uint64))
+
+
+def not_finite_alone(file: h5py.File) -> None:
+    _replace(file, "observations", np.float32(np.nan))
+
+
+def padding_bomb(file: h5py.File) -> None:
+    """Short episodes and a long one: gigabytes of padding."""
+    for key in list(file):
+        del file[key]
+    ends = np.ones(40_000, bool)
+    ends[10_000:] = False
+    arrays = {"observations": np.zeros((40_000, 1), np.int8), "terminals": ends}
+    for name in ("actions", "rewards"):
+        arrays[name] = np.zeros(40_000, np.int8)
+    for name, array in arrays.items():
+        file.create_dataset(name, data=array, compression="gzip")
+
+
 def missing(file: h5py.File) -> None:
     del file["rewards"]
 
@@ -403,8 +498,13 @@ HOSTILE = {
     compressed_bomb: "rewards: expected at most 1000000 bytes in all, got 33554",
     large_chunks: "rewards: expected chunks of at most 67108864 bytes, got 134217728 bytes",
     ragged: "observations: expected 9 rows, as many as rewards, got (10, 3)",
-    not_finite: "rewards[4]: expected finite numbers, got nan",
-    infinite: "observations[2, 1]: expected finite numbers, got inf",
+    not_finite: "rewards[4]: expected finite numbers of float32, got nan",
+    infinite: "observations[2, 1]: expected finite numbers of float32, got inf",
+    beyond_float32: "rewards[4]: expected finite numbers of float32, got 1e+300",
+    beyond_int64: "actions[0]: expected numbers of int64, got 9223372036854775808",
+    not_finite_alone: "observations[]: expected finite numbers of float32, got nan",
+    padding_bomb: "expected at most 1000000 bytes with every episode padded to the longest's 29999 "
+    "steps, got ",
     missing: "rewards: expected to exist, got only actions, observations, terminals",
     a_group: "rewards: expected an array, got Group",
     empty: "rewards: expected an array, got nothing",
@@ -480,8 +580,26 @@ METADATA = {
         "observation_space": json.dumps({"type": "Box", "dtype": "float32", "shape": [3]})
     },
     "episode_0/observations: expected shape (11, 1000000000000)": {"observation_space": BOMB},
-    "action_space: expected Box, Discrete, MultiDiscrete, Dict or Tuple, got Graph": {
+    "action_space: expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple, got Graph": {
         "action_space": json.dumps({"type": "Graph"})
+    },
+    **{
+        f"action_space.nvec: expected a list of sizes, got {nvec}": {
+            "action_space": json.dumps({"type": "MultiDiscrete", "nvec": nvec})
+        }
+        for nvec in (["a", "b"], [[2, 3], [4]], [{}, {}], [[3, 4], [3, 4]], [0, 2], [2**70], [])
+    },
+    **{
+        f"action_space.start: expected 2 integers, got {start}": {
+            "action_space": json.dumps({"type": "MultiDiscrete", "nvec": [3, 4], "start": start})
+        }
+        for start in ("x", [0, 0, 0], [0, "a"], [0, -(2**70)])
+    },
+    "action_space.n: expected sizes, got a": {
+        "action_space": json.dumps({"type": "MultiBinary", "n": "a"})
+    },
+    "action_space: expected integers n and start": {
+        "action_space": json.dumps({"type": "Discrete", "n": 2**70})
     },
     "episode_0/actions: expected numbers (dtype kind i or u), got dtype float32": {
         "action_space": json.dumps({"type": "Discrete", "n": 2})
@@ -505,6 +623,75 @@ def test_hostile_metadata_is_refused_by_name(tmp_path: Path, words: str) -> None
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"family": "nonsense"},
+            "family: expected a family of tasks such as ant-dir, got nonsense",
+        ),
+        ({"family": "gym/antigravity:fly"}, "family: expected a family of tasks such as ant-dir"),
+        ({"family": "particles/free"}, "family: expected a family of tasks such as ant-dir"),
+        ({"family": "half-cheetah-vel"}, "task_params: expected shape (1,) of half-cheetah-vel"),
+        ({"family": "ant-dir"}, "states: expected shape (27,) of ant-dir, got (2,)"),
+        ({"task_params": "[]"}, "task_params: expected shape (2,) of point-robot, got (0,)"),
+    ],
+)
+def test_a_family_is_one_of_ours_and_fits(tmp_path: Path, facts: dict, words: str) -> None:
+    """Whoever evaluates makes the environment that the data name."""
+    save(example(), tmp_path)
+    files = sorted(tmp_path.rglob("task-*/data/metadata.json"))
+    sources = [tmp_path, files[0].parents[1]]
+    for file in files:
+        file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    for source in sources:
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(source)
+    for cached in tmp_path.rglob("facts.json"):  # neither is a cache believed
+        with pytest.raises(DataError, match=re.escape(words)):
+            load(tmp_path)
+        cached.write_text(json.dumps({"family": "nonsense", "tier": "mixed"}))
+        with pytest.raises(DataError, match="family: expected a family of tasks"):
+            load(tmp_path)
+    assert "antigravity" not in sys.modules
+
+
+def test_tasks_are_of_one_family_and_tier(tmp_path: Path) -> None:
+    save(example(), tmp_path)
+    file = tmp_path / "corro/point-robot/task-001-mixed-v0/data/metadata.json"
+    metadata = json.loads(file.read_text())
+    for name, other in {"family": "ant-dir", "tier": "ood"}.items():
+        file.write_text(json.dumps(metadata | {name: other}))
+        with pytest.raises(DataError, match=f"{name}: expected the same for every task"):
+            load(tmp_path)
+
+
+def test_what_episodes_say_of_themselves_is_checked(tmp_path: Path) -> None:
+    save(example(), tmp_path)
+    file = tmp_path / "corro/point-robot/task-000-mixed-v0/data/main_data.hdf5"
+    with h5py.File(file, "a") as opened:
+        opened["episode_1"].attrs["behaviour"] = np.uint64(2**63)
+    words = "episode_1@behaviour: expected a number of int64, got 9223372036854775808"
+    with pytest.raises(DataError, match=words):
+        load(tmp_path)
+
+
+def test_one_hot_is_no_bomb(tmp_path: Path) -> None:
+    """A byte that chooses one of 4096 becomes 16 KB."""
+    from minari.data_collector import EpisodeBuffer
+
+    rows: Any = np.zeros(101, np.int64)
+    buffer: Any = {
+        "actions": rows[:100], "rewards": np.ones(100),
+        "terminations": np.zeros(100, bool), "truncations": np.arange(100) == 99,
+    }  # fmt: skip
+    space = gym.spaces.Discrete(4096)
+    foreign(tmp_path / "data", space, space, [EpisodeBuffer(observations=rows, **buffer)])
+    words = "episode_0/observations: expected at most 1000000 bytes in all, got 165"
+    with pytest.raises(DataError, match=words):
+        load(tmp_path, max_bytes=1_000_000)
+
+
 def test_two_processes_may_write_the_cache_at_once(tmp_path: Path, monkeypatch) -> None:
     """While one writes, another begins, finishes and keeps the place; both read the data."""
     save(example(), tmp_path)
@@ -525,6 +712,25 @@ def test_two_processes_may_write_the_cache_at_once(tmp_path: Path, monkeypatch) 
     assert re.fullmatch("mixed-[0-9a-f]{16}", store.name)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_where_nothing_can_be_written_there_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The tests may run as a user who may do anything: the system's answers are made up."""
+    save(example(), tmp_path)
+
+    def refuse(*arguments: Any, **how: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as storage:
+        storage.setattr(*((np, "save") if number == errno.ENOSPC else (Path, "mkdir")), refuse)
+        with pytest.warns(UserWarning, match=f"cache: not written.*{os.strerror(number)}"):
+            same(load(tmp_path), example())
+    assert not any((tmp_path / "corro/point-robot").glob("cache/*"))
+    same(load(tmp_path), example())
+    assert any((tmp_path / "corro/point-robot").glob("cache/*"))
+
+
 def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     save(example(), tmp_path)
     load(tmp_path)
@@ -539,6 +745,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
         (store / "lengths.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"lengths\.npy: expected an array"):
             load(tmp_path)
+    facts = store / "facts.json"
+    facts.write_text(json.dumps({"states": "x"}))
+    with pytest.raises(DataError, match="delete the cache"):
+        load(tmp_path)
     shutil.rmtree(store)
     same(load(tmp_path), example())
 
@@ -560,8 +770,6 @@ def test_no_module_is_imported_for_a_dataset(tmp_path: Path) -> None:
     metadata["env_spec"] = metadata["env_spec"].replace("envs.data:make_task", "antigravity:fly")
     file.write_text(json.dumps(metadata))
     load(tmp_path)
-    import sys
-
     assert "antigravity" not in sys.modules
 
 
@@ -583,3 +791,15 @@ def test_tasks_must_agree(tmp_path: Path) -> None:
     (target / "data" / "metadata.json").write_text(json.dumps(metadata | {"action_space": space}))
     with pytest.raises(DataError, match=r"task 1, episode 0: actions: expected float32 \(3,\)"):
         load(here)
+
+
+def test_a_tier_that_is_a_path_leads_nowhere(tmp_path: Path) -> None:
+    """What is stale in the cache is found by the tier's name, and deleted."""
+    save(example(), tmp_path)
+    root = tmp_path / "corro/point-robot"
+    for file in root.rglob("task-*/data/metadata.json"):
+        hostile = {"tier": "../task-000-mixed"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    (root / "cache").mkdir()
+    load(tmp_path)
+    assert (root / "task-000-mixed-v0").exists()
