@@ -611,5 +611,5 @@ def _open(store: Path) -> TaskData:
                 raise DataError(file, "", "an array (delete the cache)", error) from None
     try:
         return TaskData(**arrays, **facts)
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise DataError(store, "", "arrays that fit (delete the cache)", error) from None

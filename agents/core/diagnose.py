@@ -67,7 +67,8 @@ def fitted_q(
     rows = next(iter(state.values())).shape[0] // data.num_tasks if state else 1
     size = sum(value[0].numel() for value in state.values())
     seen = data.observations[data.mask].flatten(1).float()
-    scale = data.returns[data.lengths > 0].abs().mean().clamp_min(1e-6)  # values are of order 1
+    whole = data.returns[data.lengths > 0].abs().mean() * horizon / data.horizon
+    scale = whole.clamp_min(1e-6)  # values are of order 1
     mean, std = seen.mean(0), seen.std(0).clamp_min(1e-6)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

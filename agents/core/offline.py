@@ -59,7 +59,9 @@ class OfflineConfig:
     seed: int = 1
     """Of contexts and episodes."""
     fqe: int = 0
-    """Gradient steps of fitted Q evaluation, which needs no simulator; 0 leaves it out."""
+    """Gradient steps of fitted Q evaluation, which needs no simulator; 0 leaves it out. Values
+    spread from an episode's end to its start: of a constant reward over 200 steps, 400 find 37 %,
+    2000 79 %, so that long episodes need many."""
     diagnostics: bool = False
     """Measure the data and the codes as well: coverage, information, leaks."""
     out: str = ""

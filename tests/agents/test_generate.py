@@ -210,8 +210,8 @@ def test_an_episode_ends_where_the_walker_falls(tmp_path: Path) -> None:
     assert (data.states[..., 1].gather(2, last) > 0.5).all()
     assert (data.rewards * ~data.mask == 0).all()
     assert (data.velocity * ~data.mask[..., None] == 0).all()
-    save(data, tmp_path)
-    read = load(tmp_path, "medium")
+    save(data, tmp_path / "alone")
+    read = load(tmp_path / "alone", "medium")
     assert read.task_ids.tolist() == [2]
     assert torch.equal(read.lengths, data.lengths)
     assert torch.equal(read.rewards, data.rewards[:, :, : read.horizon])
