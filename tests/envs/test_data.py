@@ -746,7 +746,7 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"lengths\.npy: expected an array"):
             load(tmp_path)
     facts = store / "facts.json"
-    facts.write_text(json.dumps({"states": "x"}))
+    facts.write_text(json.dumps({"family": "point-robot", "tier": "mixed", "states": "x"}))
     with pytest.raises(DataError, match="delete the cache"):
         load(tmp_path)
     shutil.rmtree(store)
