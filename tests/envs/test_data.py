@@ -745,8 +745,9 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
         (store / "lengths.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"lengths\.npy: expected an array"):
             load(tmp_path)
+    np.save(store / "lengths.npy", lengths)
     facts = store / "facts.json"
-    facts.write_text(json.dumps({"states": "x"}))
+    facts.write_text(json.dumps({"family": "point-robot", "tier": "mixed", "states": "x"}))
     with pytest.raises(DataError, match="delete the cache"):
         load(tmp_path)
     shutil.rmtree(store)
