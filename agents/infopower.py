@@ -167,9 +167,9 @@ class InfoPowerConfig(AgentConfig):
         if self.constraint == "separate":
             for name in ("empowerment", "reward", "forward"):
                 weight = getattr(self, f"{name}_weight")
-                known = weight == 0 or getattr(self, f"{name}_target") is None
+                fixed = weight == 0 or getattr(self, f"{name}_target") is None
                 low, high = MULTIPLIERS
-                allowed = known or low <= weight <= high
+                allowed = fixed or low <= weight <= high
                 require(allowed, f"{name}_weight", weight, f"0, or {low} .. {high} as a first λ")
         # Its fit is weighted by it there; see `_update_model`.
         fits = self.code == "observation" or self.forward_weight > 0

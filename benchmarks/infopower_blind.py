@@ -32,9 +32,10 @@ EPISODES, STARTS = 64, 8
 def returns(env: Any, policy: Callable[[int], Tensor], hold: int = 1) -> Tensor:
     """Of one episode in every row, [N]; `policy` is asked every `hold` steps."""
     env.reset(seed=5)
-    total, action = torch.zeros(env.num_envs), policy(0)
+    total = torch.zeros(env.num_envs)
     for t in range(env.max_episode_steps):
-        action = policy(t) if t % hold == 0 else action
+        if t % hold == 0:
+            action = policy(t)
         total += env.step(action)[1]
     return total
 
