@@ -12,6 +12,7 @@ from agents.core.config import ConfigError
 from agents.core.context import Coordinates
 from envs.base import BatchedEnv
 from envs.data import TaskData, load
+from envs.tasks import TaskFamily
 
 
 class TaskReplay:
@@ -77,7 +78,7 @@ def training_tasks(dataset: str, tier: str, env: BatchedEnv, device: torch.devic
     """The training tasks of a dataset for an environment.
 
     Raises:
-        ConfigError: no dataset is given, or it is of other spaces.
+        ConfigError: no dataset is given, or it is of another family or other spaces.
         DataError: there is none, or it is refused.
     """
     if not dataset:
@@ -88,6 +89,10 @@ def training_tasks(dataset: str, tier: str, env: BatchedEnv, device: torch.devic
     if actual != spaces:
         what = f"observations and actions of shapes {spaces}, as the environment has"
         raise ConfigError(f"dataset={dataset}: expected {what}, got {actual}")
+    spec = getattr(env, "spec", None)
+    own = f"infomax/{data.family.replace('/', '-')}-v0"
+    if data.family and isinstance(env, TaskFamily) and spec is not None and spec.id != own:
+        raise ConfigError(f"dataset={dataset}: expected data of {spec.id}, got {data.family}")
     return data
 
 

@@ -432,6 +432,8 @@ def test_errors_name_the_culprit(dataset):
         CORRO(generator_share=0.0, **SMALL)
     with pytest.raises(ConfigError, match=r"encoder_share.*in \[0, 1\]"):
         CORRO(encoder_share=2.0, **SMALL)
+    with pytest.raises(ConfigError, match="expected data of infomax/point-robot-square-v0, got po"):
+        CORRO(env="point-robot/square", dataset=dataset, **SMALL).learn()
     for wrong in ({"entropy": -0.2}, {"head_weight": -5.0}, {"generator_option": -1.0}):
         ((name, value),) = wrong.items()
         with pytest.raises(ConfigError, match=f"{name}={value}: expected"):
