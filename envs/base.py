@@ -95,7 +95,7 @@ class CounterRNG:
     def begin(self, mask: Tensor) -> None:
         """Start the next episode of the environments in `mask` (bool [N]); draws restart at 0."""
         self.episode += mask
-        self._draws, self._ahead, self._key = 0, 0, None
+        self.follow()
 
     def advance(self) -> None:
         """Go on to the next step's numbers, which belong to `elapsed + 1`; draws restart at 0."""
@@ -111,13 +111,20 @@ class CounterRNG:
 
     def keys(self) -> Tensor:
         """Of `uniform`'s draws now, int64 [N], for code that draws by itself and is compiled."""
+        if self._key is None:
+            self._key = episode_keys(self.stream(), self.episode)
+        return step_keys(self._key, self.elapsed + self._ahead)
+
+    def stream(self) -> Tensor:
+        """What `keys` come from besides the episode and the step, int64 [N]."""
         if self._stream is None or self._stream[0] != self.seed:
             seed = torch.full_like(self._env, self.seed)  # filled on the device: nothing is copied
             self._stream = self.seed, _mix(_mix(seed) + self._env * _GOLDEN)
-        if self._key is None:
-            self._key = _mix(self._stream[1] + self.episode * _GOLDEN)
-        # 2^32 draws lie between two steps
-        return self._key + ((self.elapsed + self._ahead) << 32) * _GOLDEN
+        return self._stream[1]
+
+    def follow(self) -> None:
+        """Compiled code that took `stream` has set `episode` and `elapsed`: go on from there."""
+        self._draws, self._ahead, self._key = 0, 0, None
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 draws (Box-Muller), [N, *shape]."""
@@ -138,6 +145,16 @@ class CounterRNG:
             raise ValueError(f"seed: expected a 64-bit integer, got {state['seed']!r}"[:200])
         self.seed, self._key = state["seed"], None
         self.episode.copy_(state["episode"])
+
+
+def episode_keys(stream: Tensor, episode: Tensor) -> Tensor:
+    """Of the first draws of episodes, int64 [N]; see `CounterRNG.keys`."""
+    return _mix(stream + episode * _GOLDEN)
+
+
+def step_keys(keys: Tensor, elapsed: Tensor) -> Tensor:
+    """Of the draws of a step of episodes with `episode_keys`, int64 [N]."""
+    return keys + (elapsed << 32) * _GOLDEN  # 2^32 draws lie between two steps
 
 
 def uniform(keys: Tensor, draws: Tensor) -> Tensor:
@@ -391,14 +408,19 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
                 f"action: expected shape {self._action_shape}, got {tuple(action.shape)}"
             )
         if self.device.type == "cpu":
-            self._look(action.detach())
+            self._look(action)
         return torch.clamp(action, *self._bounds)
 
     def _look(self, action: Tensor) -> None:
         """Refuse what clipping would hide; on a GPU looking would wait."""
         if self._integer:
-            bad, what = torch.clamp(action, *self._bounds) != action, "out of range"
-        elif math.isfinite(action.sum().item()):  # one pass; finite numbers may sum to infinity
+            low, high = self._bounds
+            if not isinstance(low, Tensor):
+                least, most = (bound.item() for bound in action.aminmax())
+                if low <= least and most <= high:
+                    return
+            bad, what = torch.clamp(action, low, high) != action, "out of range"
+        elif math.isfinite(action.detach().sum().item()):  # one pass; but finite ones may overflow
             return
         else:
             bad, what = ~torch.isfinite(action), "non-finite"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from envs.base import BatchedEnv, SimulationError, uniform
+from envs.base import BatchedEnv, SimulationError, episode_keys, step_keys, uniform
 from envs.units import MAPS, RANDOM, SMAX_MAPS, Unit
 
 SCRIPTS = ("closest", "weakest", "attack-move", "heuristic")
@@ -121,11 +121,16 @@ class Combat(BatchedEnv):
         self.battle = self._blank()
         self._outside = torch.zeros((), dtype=torch.bool, device=self.device)  # see `_enemies`
         self._transition, self._look_at, self._renew = self._play, self._see, self._restarted
+        self._fused: Any = None
         if compile:
-            settings: Any = {"fullgraph": True, "dynamic": False, "options": {"cpp_wrapper": True}}
+            # Names of modules are not looked up at every step: they do not change.
+            skip = torch.compiler.skip_guard_on_globals_unsafe
+            options = {"cpp_wrapper": True, "guard_filter_fn": skip}
+            settings: Any = {"fullgraph": True, "dynamic": False, "options": options}
             self._transition = torch.compile(self._play, **settings)
             self._look_at = torch.compile(self._see, **settings)
             self._renew = torch.compile(self._restarted, **settings)
+            self._fused = torch.compile(self._turn, **settings)
         # What the last step has seen, each part handed out once: a receiver may write to it.
         self._seen: dict[str, Tensor] = {}
         # The same, within a step: what rows that do not begin an episode go on seeing.
@@ -195,9 +200,23 @@ class Combat(BatchedEnv):
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """See `BatchedEnv`."""
-        returned = super().step(actions)
-        self._last = None
-        return returned
+        if self._fused is None or not self._same_step or not isinstance(self.opponent, str):
+            returned = super().step(actions)
+            self._last = None
+            return returned
+        action, where = self._check(actions), (self.rng.stream(), self.rng.episode, self.elapsed)
+        with torch.no_grad():
+            battle, reward, terminated, truncated, won, before, after = self._fused(
+                self.battle, action, *where, (None, self.opponent)
+            )
+        self.rng.follow()
+        self._set(battle)
+        self._seen = {}
+        obs, final_info = before[0], dict(zip(SEEN[1:], before[1:], strict=True))
+        info = {"battle_won": won, "final_obs": obs, "final_info": final_info}
+        info["_final_obs"] = terminated | truncated
+        info |= zip(SEEN[1:], after[1:], strict=True)
+        return after[0], reward, terminated, truncated, info
 
     @torch.no_grad()
     def _begin(self, mask: Tensor) -> None:
@@ -272,6 +291,29 @@ class Combat(BatchedEnv):
         draws = uniform(keys, self._draws[: self.step_draws]).t().contiguous()
         battle, reward, terminated, won = self._step(battle, action, draws, scripts)
         return battle, reward, terminated, won, self._see(battle, 0)
+
+    def _turn(
+        self,
+        battle: Battle,
+        action: Tensor,
+        stream: Tensor,
+        episode: Tensor,
+        elapsed: Tensor,
+        scripts: Scripts,
+    ) -> tuple[Battle, Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """A whole `step`, new episodes included, for a compiler; sets `episode` and `elapsed`.
+
+        Returns:
+            Battles; reward, terminated, truncated and won [N]; what the allies see before and after
+            new episodes begin.
+        """
+        keys = step_keys(episode_keys(stream, episode), elapsed + 1)
+        battle, reward, terminated, won, before = self._play(battle, action, keys, scripts)
+        done = terminated | (elapsed + 1 >= self.max_episode_steps)
+        episode += done
+        elapsed.copy_(torch.where(done, 0, elapsed + 1))
+        battle = self._restarted(battle, done, episode_keys(stream, episode))
+        return battle, reward, terminated, done ^ terminated, won, before, self._see(battle, 0)
 
     def _take(self, name: str) -> Tensor:
         """A part of what the allies see now, for somebody who may write to it."""

@@ -772,11 +772,40 @@ def test_compiled_is_eager(name: str, rules: str, num_envs: int) -> None:
         first, second = eager.step(action), compiled.step(action)
         for a, b in zip(first[:4], second[:4], strict=True):  # what begins again is in the first
             assert torch.allclose(a.float(), b.float(), atol=1e-4)
-        info = first[4]
-        assert torch.allclose(info["state"], second[4]["state"], atol=1e-4)
-        assert torch.equal(info["avail_actions"], second[4]["avail_actions"])
+        info, other = first[4], second[4]
+        assert info.keys() == other.keys()
+        for name in ("battle_won", "_final_obs", "avail_actions", "alive"):
+            assert torch.equal(info[name], other[name]), name
+        assert torch.equal(
+            info["final_info"]["avail_actions"], other["final_info"]["avail_actions"]
+        )
+        for a, b in ((info, other), (info["final_info"], other["final_info"])):
+            assert torch.allclose(a["state"], b["state"], atol=1e-4)
+        assert torch.allclose(info["final_obs"], other["final_obs"], atol=1e-4)
+        assert torch.equal(eager.elapsed, compiled.elapsed)
+        assert torch.equal(eager.rng.episode, compiled.rng.episode)
         ended += int((first[2] | first[3]).sum())
     assert ended
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["disabled", "policy"])
+def test_compiled_steps_that_are_not_fused_whole(way: str) -> None:
+    """A user who resets, and enemies that a policy commands, need the host between the parts."""
+    eager, compiled = (make("3m", 4, rules="smax", compile=flag) for flag in (False, True))
+    for env in (eager, compiled):
+        if way == "policy":
+            env.opponent = lambda obs, context: context["avail_actions"].long().argmax(-1)
+        else:
+            env.autoreset = "disabled"
+    (_, info), _ = eager.reset(seed=0), compiled.reset(seed=0)
+    for seed in range(10):
+        action = available(info, seed)
+        compiled.load_state_dict(eager.state_dict())
+        first, second = eager.step(action), compiled.step(action)
+        for a, b in zip(first[:4], second[:4], strict=True):
+            assert torch.allclose(a.float(), b.float(), atol=1e-4)
+        info = first[4]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
