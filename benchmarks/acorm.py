@@ -11,7 +11,8 @@
 is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
 that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
 many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls;
-`jaxmarl-half` takes half as many.
+`jaxmarl-half` takes half as many. `mappo`, for `acorm-mappo` and `recurrent-mappo`, leaves all but
+the number of steps and of updates before roles are used to them.
 A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps and
 gradient steps; those that train ACORM's embedding and roles first are among them. Every run is a
 directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
@@ -56,6 +57,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "jaxmarl-half": {
         "total_timesteps": 128_000, "epsilon_steps": 12_800, "eval_episodes": 64, "points": 5,
     },
+    "mappo": {"total_timesteps": 320_000, "eval_episodes": 64, "points": 8, "pretrain": 20},
     "paper": {
         "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,
         "eval_episodes": 64, "points": 40,
@@ -197,10 +199,14 @@ def settings(run: dict[str, Any]) -> Any:
 
 
 def size(agent: Any) -> tuple[int, int]:
-    """Trained parameters of what acts (with what shapes it), and of the mixer."""
-    acting = [agent.networks["utility"]]
-    acting += [agent.roles] if agent.config.roles else []
-    mixing = [m for name, m in agent.networks.items() if name != "utility"]
+    """Trained parameters of what acts (with what shapes it), and of the mixer, or the critic."""
+    if agent.name == "acorm-mappo":
+        used = [agent.roles] if agent.config.roles else [agent.roles.body, agent.roles.output]
+        acting, mixing = [agent.actor, *used], [agent.critic]
+    else:
+        acting = [agent.networks["utility"]]
+        acting += [agent.roles] if agent.config.roles else []
+        mixing = [m for name, m in agent.networks.items() if name != "utility"]
     return tuple(
         sum(p.numel() for m in group for p in m.parameters() if p.requires_grad)
         for group in (acting, mixing)
@@ -225,11 +231,21 @@ def matched(env: str, env_kwargs: dict[str, Any]) -> dict[str, int]:
     return found
 
 
+def gradient_steps(agent: Any) -> int:
+    """Taken so far; those of MAPPO's policy, without the first ones of embedding and roles."""
+    if agent.name != "acorm-mappo":
+        return agent.progress.steps
+    config = agent.config
+    updates = agent.num_updates - config.pretrain * config.roles
+    return updates * config.epochs * config.minibatches
+
+
 def learn(run: dict[str, Any]) -> None:
     """Train one run in this process; its curve goes to done.json."""
     import torch
 
-    from agents import ACORM
+    import train
+    from agents import AGENTS
     from agents.core.config import to_dict
     from agents.core.run import Run
 
@@ -240,7 +256,7 @@ def learn(run: dict[str, Any]) -> None:
     with Run(directory(run), run["method"], to_dict(config)) as files:
         if files.finished:
             return
-        agent = ACORM(config=config)
+        agent = AGENTS[train._layers(run["method"])[1]](config=config)
         agent.run = files
         if files.checkpoint is not None:
             agent.restore(files.checkpoint, files.last)
@@ -251,7 +267,7 @@ def learn(run: dict[str, Any]) -> None:
             share = config.total_timesteps / max(config.total_timesteps - first, 1)
             files.finish({
                 "cpu_seconds": (time.process_time() - started) * share,
-                "parameters": sum(size(agent)), "gradient_steps": agent.progress.steps,
+                "parameters": sum(size(agent)), "gradient_steps": gradient_steps(agent),
                 **agent.evaluate(),
             })  # fmt: skip
 
