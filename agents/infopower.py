@@ -10,11 +10,13 @@ and a policy is learnt in imagination on the model's reward plus the empowerment
 This is a reconstruction from the paper's text; no code of it is public. It departs from the text
 where the text defeats its purpose. (1) A recurrent state contains a_{t-1}, so q(a_{t-1} | z_t,
 z_{t-1}) needs no look at the image: with `code=observation` z_t is a code of the image alone, and
-`code=recurrent` is the published form. (2) ln q(a | z', z) alone rewards constant actions; the
-reward is ln q - ln π, clipped and annealed, and on old data a learnt p(a_{t-1} | z_{t-1}) takes the
-place of π. (3) Each term has a multiplier of its own; `constraint=joint` is the published single λ.
-(4) One step may move less than a pixel: `inverse_steps` takes the mean of several actions. Dreamer,
-CVRL, RePo and others are configurations of this file (`configs/baselines`).
+`code=recurrent` is the published form. (2) ln q(a | z', z) alone rewards constant actions; from it
+is taken ln p(a | z), learnt on the same data, and the policy's reward is clipped and annealed. (3)
+I(A; Z' | Z) trains z as the outcome of actions only: as their start it would also grow by knowing
+what they were chosen by, a distractor included. (4) Each term has a multiplier of its own;
+`constraint=joint` is the published single λ. (5) One step may move less than a pixel:
+`inverse_steps` takes the mean of several actions. Dreamer, CVRL, RePo and others are configurations
+of this file (`configs/baselines`).
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class InfoPowerConfig(AgentConfig):
     this, after I(A_{t-k}, ..., A_{t-1}; Z_t | s_{t-k}), the empowerment of k steps (Klyubin et
     al. 2005). One of k actions alone is hidden by the others; their mean is not."""
     empowerment_reward: float = 0.1
-    """Weight of ln q(a|z',z) - ln π(a|z) in the policy's reward at the start; 0 leaves it out."""
+    """Weight of ln q(a|z',z) - ln p(a|z) in the policy's reward at the start; 0 leaves it out. Both
+    are of the replay's actions; less ln π it would be below 0 wherever π is sharper than those."""
     empowerment_clip: float = 2.0
     """Range [0, c] to which that reward is clipped [nats]."""
     empowerment_steps: int = 30_000
@@ -399,10 +402,12 @@ class InfoPower(Agent):
         most, code = self.config.inverse_steps, self._code(seen.features)
         pairs = earlier(batch["first"], most, self.generator)
         action = mean_since(batch["action"], pairs, most)
-        start = self._start(take(seen.features, pairs.start), pairs.steps)
-        log_prior, mask = self.action_prior(start.detach(), action), pairs.mask
+        # Through the start, the bound without its prior's gradient would make z_{t-k} tell what the
+        # actions came from.
+        start = self._start(take(seen.features.detach(), pairs.start), pairs.steps)
+        log_prior, mask = self.action_prior(start, action), pairs.mask
         # The policy's bonus needs the inverse model also where the representation does without.
-        fits = {"inverse": self.empowerment.loss(start.detach(), action, code.detach(), mask=mask)}
+        fits = {"inverse": self.empowerment.loss(start, action, code.detach(), mask=mask)}
         fits["action_prior"] = -(log_prior * mask).sum() / mask.sum().clamp_min(1)
         log_prior = log_prior.detach()
         return self.empowerment.information(start, action, code, log_prior, mask=mask), fits
@@ -421,12 +426,12 @@ class InfoPower(Agent):
         self.model.requires_grad_(False)
         self.value.requires_grad_(False)
         seen = self.world.imagine(self.policy, features[rows], c.horizon, self._noise)
-        nats = self.empowerment.information(
-            self._start(seen.states[:-1], torch.ones_like(seen.reward, dtype=torch.int64)),
-            seen.action, self._code(seen.states[1:]), seen.log_prob, reduction="none",
-        )  # fmt: skip
+        start = self._start(seen.states[:-1], torch.ones_like(seen.reward, dtype=torch.int64))
+        log_prior, code = self.action_prior(start, seen.action), self._code(seen.states[1:])
+        nats = self.empowerment.information(start, seen.action, code, log_prior, reduction="none")
         left = max(0.0, 1 - self.num_timesteps / c.empowerment_steps)
-        reward = seen.reward + c.empowerment_reward * left * nats.clamp(0, c.empowerment_clip)
+        bonus = c.empowerment_reward * left * nats.clamp(0, c.empowerment_clip)
+        reward = seen.reward + bonus
         value = self._value(seen.states[1:])
         returns = lambda_returns(reward, value, c.gamma * seen.continues, c.lam)
         alive = torch.cat([torch.ones_like(reward[:1]), seen.continues[:-1]]).cumprod(0).detach()
@@ -438,7 +443,7 @@ class InfoPower(Agent):
         error = (1 - c.gamma) * (self._value(seen.states[:-1].detach()) - returns.detach())
         value_loss = (alive * error.square()).mean()
         self._descend("value", value_loss)
-        metrics = {"return": returns, "reward": seen.reward, "empowerment": nats}
+        metrics = {"return": returns, "reward": seen.reward, "empowerment": nats, "bonus": bonus}
         metrics |= {"entropy": -seen.log_prob}
         means = {f"policy/{name}": value.detach().mean() for name, value in metrics.items()}
         return means | {"value/loss": value_loss.detach()}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pixel_toy import Square
+from torch.nn import functional
 from trees import assert_same
 
 import agents
@@ -82,10 +83,55 @@ def test_empowerment_is_found_where_there_is_some():
     assert metrics["information/empowerment"] > 0.5
 
 
+def test_empowerment_does_not_encode_what_actions_are_chosen_by():
+    """Actions copy the brightness of the picture before, and nothing depends on them.
+
+    A code that tells the brightness makes them predictable from their start, which is no control:
+    with the gradient through the start R² is 0.9.
+    """
+    agent = tiny(**LEAK | {"observation_weight": 0.0}, constraint="none", empowerment_weight=10.0)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        level = 0.5 * torch.randn(16, 8, 2, generator=generator)
+        image = torch.randint(0, 256, (16, 8, 3, 48, 48), generator=generator).float()
+        image += 12 * level.repeat_interleave(24, -1)[:, :, None, None]
+        action = functional.pad(level[:, :-1], (0, 0, 1, 0)).clamp(-1, 1)
+        first = (torch.arange(8) == 0).expand(16, 8)
+        nothing = torch.zeros(16, 8)
+        return {
+            "obs": image.clamp(0, 255).to(torch.uint8), "action": action, "reward": nothing,
+            "terminated": nothing, "first": first,
+        }, level  # fmt: skip
+
+    for _ in range(120):
+        agent._update_model(batch()[0])
+    with torch.no_grad():
+        pairs = [(agent.terms(b)[0].code.flatten(0, 1), y.flatten(0, 1)) for b, y in
+                 (batch() for _ in range(6))]  # fmt: skip
+    x, y = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    x = functional.pad(x, (0, 1), value=1.0)
+    half = len(x) // 2
+    error = y[half:] - x[half:] @ torch.linalg.lstsq(x[:half], y[:half]).solution
+    assert 1 - error.square().sum() / (y[half:] - y[half:].mean(0)).square().sum() < 0.2
+
+
+def test_empowerment_reward_is_paid_to_a_sharp_policy():
+    """Where an action is seen, about 1 nat: also if a policy varies less than the memory does."""
+    agent = filled(Square(16), **LEAK, empowerment_steps=10**9)
+    for _ in range(220):
+        features, _ = agent._update_model(agent.sample())
+    last = agent.policy.network[-1]
+    with torch.no_grad():
+        last.bias[2:] = -10.0  # σ = 0.1
+    metrics = agent._update_behaviour(features)
+    assert metrics["policy/bonus"] > 0.3 * agent.config.empowerment_reward
+
+
 def test_mean_of_several_actions_shows_where_one_hardly_moves():
     """A tenth of the picture's half per step: 0.5 nats of one step, less of one among others."""
     agent = filled(Square(16, speed=0.1), **{**LEAK, "batch_length": 12}, inverse_steps=4)
-    for _ in range(220):
+    for _ in range(320):
         _, metrics = agent._update_model(agent.sample())
     assert metrics["information/empowerment"] > 0.6
 
