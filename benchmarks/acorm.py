@@ -7,7 +7,7 @@
     python benchmarks/acorm.py pictures run=<directory>  roles, attention, a battle that was won
     python benchmarks/acorm.py collect [...] | report    CSV of the runs done so far; plots
 
-`scale=paper` is the paper's number of environment steps and its settings; `scale=cpu`, the default,
+`scale=paper` is the paper's number of environment steps, and otherwise each method's settings; `scale=cpu`, the default,
 is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
 that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
 many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls;
@@ -58,10 +58,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "total_timesteps": 128_000, "epsilon_steps": 12_800, "eval_episodes": 64, "points": 5,
     },
     "mappo": {"total_timesteps": 320_000, "eval_episodes": 64, "points": 8, "pretrain": 20},
-    "paper": {
-        "total_timesteps": 2_000_000, "num_envs": 8, "horizon": 25, "updates": 4,
-        "eval_episodes": 64, "points": 40,
-    },
+    "paper": {"total_timesteps": 2_000_000, "eval_episodes": 64, "points": 40},
 }  # fmt: skip
 """What differs from the defaults; `points` evaluations along a curve."""
 PUBLISHED = {"td": 1.20, "pretraining": 0.34, "contrastive": 6.85, "acting": 0.56e-3}
@@ -191,7 +188,7 @@ def settings(run: dict[str, Any]) -> Any:
     scale |= {"env": f"combat/{name}", "seed": run["seed"], "device": "auto"}
     if rules:
         scale |= {"env_kwargs": {"rules": rules}}
-    if rules == "smax":  # a won battle is worth 2, with `sc2` it is 20
+    if rules == "smax" and agent == "acorm":  # a won battle is worth 2, with `sc2` it is 20
         scale["reward_scale"] = 10.0
     if run["method"] == "qmix-matched":
         scale |= matched(scale["env"], scale.get("env_kwargs", {}))

@@ -197,7 +197,7 @@ def write_report(results: Path) -> None:
     speed = read(results / "speed.csv")
     if speed:
         lines += speed_table(speed)
-    for scale in ("cpu", "cpu-long", "cpu-smax", "jaxmarl", "jaxmarl-half", "paper"):
+    for scale in ("cpu", "cpu-long", "cpu-smax", "mappo", "jaxmarl", "jaxmarl-half", "paper"):
         curves, final = (read(results / f"{n}-{scale}.csv") for n in ("curves", "final"))
         if curves:
             lines += learning_tables(scale, curves, final)
@@ -268,8 +268,8 @@ def learning_tables(
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     note = (
-        "Interquartile means with 95 % bootstrap intervals where there is more than one seed; one "
-        "seed is an illustration."
+        "Interquartile means (of three seeds: means) with 95 % bootstrap intervals where there is "
+        "more than one seed; one seed is an illustration."
     )
     return [*lines, note, ""]
 
