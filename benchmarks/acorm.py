@@ -7,12 +7,12 @@
     python benchmarks/acorm.py pictures run=<directory>  roles, attention, a battle that was won
     python benchmarks/acorm.py collect [...] | report    CSV of the runs done so far; plots
 
-`scale=paper` is the paper's number of environment steps, and otherwise each method's settings; `scale=cpu`, the default,
-is what busy cores can do: 1 gradient step per 160 environment steps, of 8 episodes, and targets
-that look further ahead (TD(λ)); `cpu-long` takes twice as many steps, `cpu-smax` eight times as
-many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over a tenth of which ε falls;
-`jaxmarl-half` takes half as many. `mappo`, for `acorm-mappo` and `recurrent-mappo`, leaves all but
-the number of steps and of updates before roles are used to them.
+`scale=paper` is the paper's number of environment steps, and else the methods' own settings;
+`scale=cpu`, the default, is what busy cores can do: 1 gradient step per 160 environment steps, of 8
+episodes, and targets that look further ahead (TD(λ)); `cpu-long` takes twice as many steps,
+`cpu-smax` eight times as many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over
+a tenth of which ε falls; `jaxmarl-half` takes half as many. `mappo`, for `acorm-mappo` and
+`recurrent-mappo`, leaves all to them but the number of steps and of updates before roles are used.
 A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps and
 gradient steps; those that train ACORM's embedding and roles first are among them. Every run is a
 directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
