@@ -257,8 +257,9 @@ class Agent:
     def collect(self) -> None:
         """Take `rollout_steps` steps in every environment."""
         assert self._obs is not None
+        context = self.env.context()
         for _ in range(self.rollout_steps):
-            obs, state, context = self._obs, self._state, self.env.context()
+            obs, state = self._obs, self._state
             self.guard.watch("observation", obs)  # first: it would infect all that follows
             action, carried = self.act(obs, self.perceive(state, context), deterministic=False)
             self.guard.watch("action", action)
@@ -270,6 +271,7 @@ class Agent:
             self.store(Step(obs, state, action, reward, terminated, truncated, info, context))
             done = terminated | truncated
             self._obs, self._state = next_obs, self._restart(carried, done)
+            context = {name: info[name] for name in context}
             running = self._returns[0] + reward.to(self._returns.dtype)
             self._returns = torch.stack(
                 [torch.where(done, 0, running), torch.where(done, running, self._returns[1])]
