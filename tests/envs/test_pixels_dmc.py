@@ -106,6 +106,31 @@ def test_a_row_does_not_see_when_the_backdrop_of_another_changes() -> None:
         assert torch.equal(a[4]["distractor"], b[4]["distractor"][:1])
 
 
+def has(renderer: str) -> bool:
+    try:
+        gl._context(renderer, 16).free()
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("renderer", ["ray", "egl", "osmesa"])
+def test_a_camera_that_could_shake_shows_what_a_still_one_does(renderer: str) -> None:
+    """As large, and no limb cut off: a wider lens makes room for the shifts."""
+    if renderer != "ray" and not has(renderer):
+        pytest.skip(f"no {renderer} here")
+    settings: dict[str, Any] = {"background": "noise", "num_envs": 1, "renderer": renderer}
+    still, shaky = (make(camera_jitter=j, **settings) for j in (0, 8))
+    expected, _ = still.reset(seed=4)
+    shaky.reset(seed=4)
+    shaky.jitter.state[:] = 0
+    obs = shaky._observe()
+    assert (obs.int() - expected.int()).abs().float().mean() < 0.5
+    assert (seen(shaky)[:, 8:-8, 8:-8] == seen(still)).float().mean() > 0.995
+    for env in (still, shaky):
+        env.close()
+
+
 def test_a_shaking_camera_shifts_the_agent() -> None:
     """The cut-out is the still camera's, moved by what ground truth says; the backdrop stays."""
     env = make(background="noise", camera_jitter=4)
@@ -159,14 +184,6 @@ def test_a_run_goes_on_from_its_state() -> None:
         make(background="video", camera_jitter=2, window=20, split="held-out").load_state_dict(
             env.state_dict()
         )
-
-
-def has(renderer: str) -> bool:
-    try:
-        gl._context(renderer, 16).free()
-    except ImportError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not has("egl"), reason="no EGL here")
