@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -37,9 +39,27 @@ GRID = 4
 GHOSTS: dict[Split, int] = {"train": 8, "held-out": 2}
 """Recorded episodes of a ghost; those held out are others."""
 GHOST_STEPS = 125
+MANY = 2**31 - 1
+"""More environments or control steps than anybody has."""
 
 Recorded = tuple[Tensor, Tensor]
 """Pictures uint8 [K, F, 3, W, W], and the state that each shows, float32 [K, F, P]."""
+
+
+def check_whole(name: str, value: Any, low: int, high: int, step: int = 1) -> int:
+    """`value`, if it is an integer that an argument may be; True and False are none.
+
+    Raises:
+        ValueError: names the argument; not in `low` .. `high`, or no multiple of `step`.
+    """
+    try:
+        number = operator.index(value)  # of any kind of integer
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high or number % step:
+        kind = "an integer" if step == 1 else f"a multiple of {step}"
+        raise ValueError(f"{name}={value!r}: expected {kind} in {low} .. {high}")
+    return number
 
 
 @dataclass
@@ -180,11 +200,7 @@ class Backdrop:
             raise ValueError(f"background={kind!r}: expected one of {get_args(Background)}")
         if split not in get_args(Split):
             raise ValueError(f"split={split!r}: expected one of {get_args(Split)}")
-        self.window = size if window is None else window
-        if not 8 <= self.window <= size or self.window % GRID:
-            raise ValueError(
-                f"window={window}: expected a multiple of {GRID} in 8 .. {size} pixels"
-            )
+        self.window = size if window is None else check_whole("window", window, 8, size, GRID)
         if kind == "ghost" and self.window < 16:
             raise ValueError(f"window={window}: expected at least 16 pixels for a ghost")
         if videos is not None and kind not in ("static", "video"):
@@ -329,11 +345,11 @@ class Jitter:
     def __init__(
         self, num_envs: int, camera: int, colour: float, device: torch.device | str = "cpu"
     ) -> None:
-        if not isinstance(camera, int) or not 0 <= camera <= 32:
-            raise ValueError(f"camera_jitter={camera}: expected an integer in 0 .. 32, pixels")
-        if not 0 <= colour <= 1:
-            raise ValueError(f"colour_jitter={colour}: expected 0 .. 1")
-        self.camera, self.colour = camera, colour
+        self.camera = check_whole("camera_jitter", camera, 0, 32)
+        number = isinstance(colour, Real) and not isinstance(colour, bool)
+        if not number or not 0 <= colour <= 1:
+            raise ValueError(f"colour_jitter={colour!r}: expected a number in 0 .. 1")
+        self.colour = float(colour)
         self.state = torch.zeros(num_envs, 5, device=device)
 
     def begin(self, rng: CounterRNG, mask: Tensor) -> None:

@@ -22,7 +22,7 @@ import torch
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.backdrop import Backdrop, Background, Jitter, Recorded, record
+from envs.backdrop import MANY, Backdrop, Background, Jitter, Recorded, check_whole, record
 from envs.gl import GLRenderer
 from envs.mujoco import Backend, MujocoEnv
 from envs.suite import SuiteTask
@@ -85,13 +85,9 @@ class SuitePixels(MujocoEnv):
         num_threads: int = 0,
     ) -> None:
         made = task()
-        whole = isinstance(action_repeat, int)
-        if not whole or not 1 <= action_repeat <= made.max_episode_steps:
-            raise ValueError(
-                f"action_repeat={action_repeat}: expected 1 .. {made.max_episode_steps}"
-            )
-        if not 16 <= size <= 512 or size % 4:
-            raise ValueError(f"size={size}: expected a multiple of 4 in 16 .. 512 pixels")
+        num_envs = check_whole("num_envs", num_envs, 1, MANY)
+        size = check_whole("size", size, 16, 512, 4)
+        action_repeat = check_whole("action_repeat", action_repeat, 1, made.max_episode_steps)
         if renderer not in get_args(RendererKind):
             raise ValueError(f"renderer={renderer!r}: expected one of {get_args(RendererKind)}")
         self.jitter = Jitter(num_envs, camera_jitter, colour_jitter, device)
