@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from envs.base import CounterRNG
-from envs.video import Split, find_videos, load_clip
+from envs.video import MAX_BYTES, Split, find_videos, load_clip
 
 Background = Literal["none", "static", "video", "ghost", "noise"]
 CHANGE_EVERY = 50
@@ -91,7 +91,12 @@ def noise_pictures(window: int, split: Split) -> Pictures:
 
 
 def video_pictures(window: int, split: Split, videos: str | Path | None) -> Pictures:
-    """Clips of a folder or of packages, each of them and its mirror image."""
+    """Clips of a folder or of packages, each of them and its mirror image.
+
+    Raises:
+        ValueError: together they are larger than `MAX_BYTES`; and see `envs.video`.
+        ImportError: see `envs.video`.
+    """
     paths = find_videos(videos, split)
     stamps = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
     return _load(stamps, window + 2 * margin(window))
@@ -99,7 +104,16 @@ def video_pictures(window: int, split: Split, videos: str | Path | None) -> Pict
 
 @functools.lru_cache(4)
 def _load(stamps: tuple[tuple[str, int], ...], side: int) -> Pictures:
-    clips = [load_clip(Path(path), side) for path, _ in stamps]
+    clips, room = [], MAX_BYTES
+    for path, _ in stamps:
+        clips.append(load_clip(Path(path), side))
+        room -= 2 * clips[-1].nbytes
+        if room < 0:
+            raise ValueError(
+                f"videos: {len(clips)} of {len(stamps)} clips and their mirror images, {side} x "
+                f"{side} pixels each, are more than {MAX_BYTES / 2**30:g} GiB already; expected "
+                "fewer or shorter clips, or a smaller window"
+            )
     clips += [clip[..., ::-1] for clip in clips]
     lengths = torch.tensor([len(clip) for clip in clips])
     return Pictures(torch.from_numpy(np.concatenate(clips)), lengths)
