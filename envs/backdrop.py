@@ -322,16 +322,41 @@ class Backdrop:
         return {"cursor": self.cursor, "pictures": self.fingerprint}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Refuse the state of an environment whose pool has other pictures.
+        """Refuse the state of an environment that no environment here can be in.
+
+        `BatchedEnv.load_state_dict` looks at names, types and shapes, but not at values.
 
         Raises:
-            ValueError: as said.
+            ValueError: an entry is no tensor or not finite, the pool has other pictures, or a
+                cursor points out of it.
         """
-        saved = state["state"].get("pictures")
+        entries = state["state"]
+        for name, value in entries.items():
+            if not isinstance(value, Tensor):
+                got = type(value).__name__
+                raise ValueError(f"environment state {name!r}: expected a tensor, got {got}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"environment state {name!r}: expected finite numbers")
+        saved = entries.get("pictures")
         if saved is not None and not torch.equal(saved.to(self.fingerprint), self.fingerprint):
             raise ValueError(
                 "environment state: its backdrop has other pictures; expected the same background, "
                 "window, split and videos"
+            )
+        cursor = entries.get("cursor")
+        if self.kind == "none" or cursor is None or cursor.shape != self.cursor.shape:
+            return
+        cursor = cursor.to(self.cursor)
+        clip, clips = cursor[:, 0], len(self._first)
+        cycle = self._cycle[clip.clamp(0, clips - 1)]
+        places = torch.full_like(cycle, self._places)
+        ends = torch.stack((torch.full_like(cycle, clips), cycle, places, places), 1)
+        wrong = ((cursor < 0) | (cursor >= ends)).any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"environment state 'cursor': {cursor[row].tolist()} in environment {row}; "
+                f"expected clip, phase, top and left below {ends[row].tolist()}"
             )
 
     def refresh(self) -> None:

@@ -228,7 +228,7 @@ class RasterEnv(BatchedEnv):
         return {"body": self.state, "target": self.target, **self.backdrop.live()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `BatchedEnv`; the pool of pictures must be the same, too."""
+        """See `BatchedEnv`, and `Backdrop.check` for what else is refused."""
         self.backdrop.check(state)
         super().load_state_dict(state)
         self.backdrop.refresh()

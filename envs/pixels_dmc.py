@@ -154,7 +154,7 @@ class SuitePixels(MujocoEnv):
         return super()._state() | self.backdrop.live() | {"jitter": self.jitter.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `MujocoEnv`; the pool of pictures must be the same, too."""
+        """See `MujocoEnv`, and `Backdrop.check` for what else is refused."""
         self.backdrop.check(state)
         super().load_state_dict(state)
         self.backdrop.refresh()

@@ -281,6 +281,37 @@ def test_a_run_goes_on_from_its_state() -> None:
         assert torch.equal(a[4]["distractor"], b[4]["distractor"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pictures", 3, r"'pictures': expected a tensor, got int"),
+        ("cursor", [[0, 0, 0, 0], [9, 0, 0, 0]], r"'cursor': \[9, 0, 0, 0\] in environment 1; exp"),
+        ("cursor", [[8, 0, 0, 0], [0, 0, 0, 0]], r"'cursor': .* below \[8, 248, 5, 5\]"),
+        ("cursor", [[0, 248, 0, 0], [0, 0, 0, 0]], r"'cursor': \[0, 248, 0, 0\] in environment 0"),
+        ("cursor", [[0, 0, 0, 5], [0, 0, 0, 0]], r"'cursor': \[0, 0, 0, 5\]"),
+        ("cursor", [[0, -7, 0, 0], [0, 0, 0, 0]], r"'cursor': \[0, -7, 0, 0\]"),
+        ("body", math.nan, r"'body': expected finite numbers"),
+        ("target", -math.inf, r"'target': expected finite numbers"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(name: str, value: Any, message: str) -> None:
+    """Before anything changes."""
+    env: Any = envs.make("pixels/arm", 2, background="ghost", size=16)
+    env.reset(seed=0)
+    state = env.state_dict()
+    if isinstance(value, float):
+        state["state"][name][1, 0] = value
+    else:
+        state["state"][name] = torch.tensor(value) if isinstance(value, list) else value
+    env.step(torch.ones(2, 2))
+    before = env.state_dict()
+    with pytest.raises(ValueError, match=r"^environment state " + message):
+        env.load_state_dict(state)
+    after = env.state_dict()
+    assert all(torch.equal(after["state"][k], v) for k, v in before["state"].items())
+    assert torch.equal(after["elapsed"], before["elapsed"])
+
+
 def test_a_row_is_the_same_in_a_large_batch() -> None:
     few, many = (envs.make("pixels/cartpole", n, seed=3, background="noise") for n in (2, 33))
     few.reset()

@@ -186,6 +186,18 @@ def test_a_run_goes_on_from_its_state() -> None:
         )
 
 
+def test_a_state_that_cannot_be_is_refused() -> None:
+    env = make("pixels/dmc/cartpole-swingup", background="noise", size=16, camera_jitter=2)
+    env.reset(seed=0)
+    for name in ("jitter", "rows"):
+        state, before = env.state_dict(), env.state_dict()
+        state["state"][name][1, 1] = float("nan")
+        with pytest.raises(ValueError, match=f"environment state '{name}': expected finite"):
+            env.load_state_dict(state)
+        after = env.state_dict()["state"]
+        assert all(torch.equal(after[k], v) for k, v in before["state"].items())
+
+
 @pytest.mark.skipif(not has("egl"), reason="no EGL here")
 @pytest.mark.parametrize("task", ["walker-stand", "finger-turn_easy"])
 def test_opengl_and_the_ray_tracer_agree(task: str) -> None:
