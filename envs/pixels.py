@@ -241,9 +241,9 @@ class RasterEnv(BatchedEnv):
 
 @functools.lru_cache(8)
 def _ghost(kind: type[RasterEnv], action_repeat: int, split: Split, window: int) -> Recorded:
-    return record(
-        lambda clips, seed: kind(clips, seed=seed, size=window, action_repeat=action_repeat), split
-    )
+    settings: dict[str, Any] = {"size": window, "action_repeat": action_repeat}
+    settings["duration"] = max(kind.duration, action_repeat)
+    return record(lambda clips, seed: kind(clips, seed=seed, **settings), split)
 
 
 class Arm(RasterEnv):

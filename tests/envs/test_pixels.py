@@ -172,6 +172,8 @@ def test_duration_is_an_episodes() -> None:
     env.reset(seed=0)
     ends = [env.step(torch.zeros(2, 2))[3].tolist() for _ in range(4)]
     assert ends == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
+    long: dict[str, Any] = {"duration": 1600, "action_repeat": 1200, "background": "ghost"}
+    assert envs.make("pixels/point", size=16, **long).max_episode_steps == 2
 
 
 def test_a_controller_swings_the_pole_up() -> None:
