@@ -81,7 +81,7 @@ class InfoPowerConfig(AgentConfig):
     """First λ of the forward information KL(q(z_t|o_t) ‖ p(z_t|z_{t-1},a_{t-1}))."""
     constraint: Literal["separate", "joint", "none"] = "separate"
     """A multiplier for each term that has a target; the published single λ on their sum; or fixed
-    weights, with the forward information below its target free (free nats)."""
+    weights. In all of them forward information below its target is free (free nats, ours)."""
     empowerment_target: float | None = 1.0
     """Empowerment to reach [nats per action dimension]; None keeps the weight fixed."""
     reward_target: float | None = None
@@ -91,7 +91,8 @@ class InfoPowerConfig(AgentConfig):
     joint_target: float = 0.0
     """c_0 of the sum of the three terms [nats], with constraint=joint."""
     multiplier_rate: float = 0.003
-    """Change of log λ per gradient step for a violation as large as its target."""
+    """Change of log λ per gradient step for a violation as large as its target, or of 1 nat where
+    that is 0; larger violations change it no faster."""
     inverse_steps: int = 1
     """The inverse model tells the mean of the k actions between z_{t-k} and z_t, k uniform up to
     this, after I(A_{t-k}, ..., A_{t-1}; Z_t | s_{t-k}), the empowerment of k steps (Klyubin et
@@ -157,7 +158,7 @@ class InfoPowerConfig(AgentConfig):
         for name in ("model_lr", "policy_lr", "value_lr", "max_grad_norm", "forward_target"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         weights = "observation_weight empowerment_weight reward_weight forward_weight entropy"
-        weights += " empowerment_reward empowerment_clip multiplier_rate"
+        weights += " empowerment_reward empowerment_clip multiplier_rate prefill"
         for name in weights.split():
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("empowerment_target", "reward_target"):

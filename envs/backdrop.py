@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -25,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from envs.base import CounterRNG
-from envs.video import Split, find_videos, load_clip
+from envs.video import MAX_BYTES, Split, find_videos, load_clip
 
 Background = Literal["none", "static", "video", "ghost", "noise"]
 CHANGE_EVERY = 50
@@ -37,9 +39,27 @@ GRID = 4
 GHOSTS: dict[Split, int] = {"train": 8, "held-out": 2}
 """Recorded episodes of a ghost; those held out are others."""
 GHOST_STEPS = 125
+MANY = 2**31 - 1
+"""More environments or control steps than anybody has."""
 
 Recorded = tuple[Tensor, Tensor]
 """Pictures uint8 [K, F, 3, W, W], and the state that each shows, float32 [K, F, P]."""
+
+
+def check_whole(name: str, value: Any, low: int, high: int, step: int = 1) -> int:
+    """`value`, if it is an integer that an argument may be; True and False are none.
+
+    Raises:
+        ValueError: names the argument; not in `low` .. `high`, or no multiple of `step`.
+    """
+    try:
+        number = operator.index(value)  # of any kind of integer
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high or number % step:
+        kind = "an integer" if step == 1 else f"a multiple of {step}"
+        raise ValueError(f"{name}={value!r}: expected {kind} in {low} .. {high}")
+    return number
 
 
 @dataclass
@@ -71,7 +91,12 @@ def noise_pictures(window: int, split: Split) -> Pictures:
 
 
 def video_pictures(window: int, split: Split, videos: str | Path | None) -> Pictures:
-    """Clips of a folder or of packages, each of them and its mirror image."""
+    """Clips of a folder or of packages, each of them and its mirror image.
+
+    Raises:
+        ValueError: together they are larger than `MAX_BYTES`; and see `envs.video`.
+        ImportError: see `envs.video`.
+    """
     paths = find_videos(videos, split)
     stamps = tuple((str(path), path.stat().st_mtime_ns) for path in paths)
     return _load(stamps, window + 2 * margin(window))
@@ -79,7 +104,16 @@ def video_pictures(window: int, split: Split, videos: str | Path | None) -> Pict
 
 @functools.lru_cache(4)
 def _load(stamps: tuple[tuple[str, int], ...], side: int) -> Pictures:
-    clips = [load_clip(Path(path), side) for path, _ in stamps]
+    clips, room = [], MAX_BYTES
+    for path, _ in stamps:
+        clips.append(load_clip(Path(path), side))
+        room -= 2 * clips[-1].nbytes
+        if room < 0:
+            raise ValueError(
+                f"videos: {len(clips)} of {len(stamps)} clips and their mirror images, {side} x "
+                f"{side} pixels each, are more than {MAX_BYTES / 2**30:g} GiB already; expected "
+                "fewer or shorter clips, or a smaller window"
+            )
     clips += [clip[..., ::-1] for clip in clips]
     lengths = torch.tensor([len(clip) for clip in clips])
     return Pictures(torch.from_numpy(np.concatenate(clips)), lengths)
@@ -180,11 +214,7 @@ class Backdrop:
             raise ValueError(f"background={kind!r}: expected one of {get_args(Background)}")
         if split not in get_args(Split):
             raise ValueError(f"split={split!r}: expected one of {get_args(Split)}")
-        self.window = size if window is None else window
-        if not 8 <= self.window <= size or self.window % GRID:
-            raise ValueError(
-                f"window={window}: expected a multiple of {GRID} in 8 .. {size} pixels"
-            )
+        self.window = size if window is None else check_whole("window", window, 8, size, GRID)
         if kind == "ghost" and self.window < 16:
             raise ValueError(f"window={window}: expected at least 16 pixels for a ghost")
         if videos is not None and kind not in ("static", "video"):
@@ -292,16 +322,41 @@ class Backdrop:
         return {"cursor": self.cursor, "pictures": self.fingerprint}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Refuse the state of an environment whose pool has other pictures.
+        """Refuse the state of an environment that no environment here can be in.
+
+        `BatchedEnv.load_state_dict` looks at names, types and shapes, but not at values.
 
         Raises:
-            ValueError: as said.
+            ValueError: an entry is no tensor or not finite, the pool has other pictures, or a
+                cursor points out of it.
         """
-        saved = state["state"].get("pictures")
+        entries = state["state"]
+        for name, value in entries.items():
+            if not isinstance(value, Tensor):
+                got = type(value).__name__
+                raise ValueError(f"environment state {name!r}: expected a tensor, got {got}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"environment state {name!r}: expected finite numbers")
+        saved = entries.get("pictures")
         if saved is not None and not torch.equal(saved.to(self.fingerprint), self.fingerprint):
             raise ValueError(
                 "environment state: its backdrop has other pictures; expected the same background, "
                 "window, split and videos"
+            )
+        cursor = entries.get("cursor")
+        if self.kind == "none" or cursor is None or cursor.shape != self.cursor.shape:
+            return
+        cursor = cursor.to(self.cursor)
+        clip, clips = cursor[:, 0], len(self._first)
+        cycle = self._cycle[clip.clamp(0, clips - 1)]
+        places = torch.full_like(cycle, self._places)
+        ends = torch.stack((torch.full_like(cycle, clips), cycle, places, places), 1)
+        wrong = ((cursor < 0) | (cursor >= ends)).any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"environment state 'cursor': {cursor[row].tolist()} in environment {row}; "
+                f"expected clip, phase, top and left below {ends[row].tolist()}"
             )
 
     def refresh(self) -> None:
@@ -329,11 +384,11 @@ class Jitter:
     def __init__(
         self, num_envs: int, camera: int, colour: float, device: torch.device | str = "cpu"
     ) -> None:
-        if not isinstance(camera, int) or not 0 <= camera <= 32:
-            raise ValueError(f"camera_jitter={camera}: expected an integer in 0 .. 32, pixels")
-        if not 0 <= colour <= 1:
-            raise ValueError(f"colour_jitter={colour}: expected 0 .. 1")
-        self.camera, self.colour = camera, colour
+        self.camera = check_whole("camera_jitter", camera, 0, 32)
+        number = isinstance(colour, Real) and not isinstance(colour, bool)
+        if not number or not 0 <= colour <= 1:
+            raise ValueError(f"colour_jitter={colour!r}: expected a number in 0 .. 1")
+        self.colour = float(colour)
         self.state = torch.zeros(num_envs, 5, device=device)
 
     def begin(self, rng: CounterRNG, mask: Tensor) -> None:

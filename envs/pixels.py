@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.backdrop import Backdrop, Background, Recorded, record
+from envs.backdrop import MANY, Backdrop, Background, Recorded, check_whole, record
 from envs.base import BatchedEnv
 from envs.suite import tolerance
 from envs.video import Split
@@ -129,15 +129,14 @@ class RasterEnv(BatchedEnv):
         sparse: bool = False,
         duration: int | None = None,
     ) -> None:
-        self.duration = type(self).duration if duration is None else duration
-        if self.duration < 1:
-            raise ValueError(f"duration={duration}: expected at least 1 control step")
-        self.action_repeat = self.repeat if action_repeat is None else action_repeat
-        repeat = self.action_repeat
-        if not isinstance(repeat, int) or not 1 <= repeat <= self.duration:
-            raise ValueError(f"action_repeat={action_repeat}: expected 1 .. {self.duration}")
-        if not 16 <= size <= 512 or size % 4:
-            raise ValueError(f"size={size}: expected a multiple of 4 in 16 .. 512 pixels")
+        num_envs = check_whole("num_envs", num_envs, 1, MANY)
+        size = check_whole("size", size, 16, 512, 4)
+        if duration is not None:
+            self.duration = check_whole("duration", duration, 1, MANY)
+        repeat = self.repeat if action_repeat is None else action_repeat
+        self.action_repeat = check_whole("action_repeat", repeat, 1, self.duration)
+        if not isinstance(sparse, bool):
+            raise ValueError(f"sparse={sparse!r}: expected True or False")
         self.max_episode_steps = math.ceil(self.duration / self.action_repeat)
         self.dt = self.control_dt * self.action_repeat
         self.sparse = sparse
@@ -229,7 +228,7 @@ class RasterEnv(BatchedEnv):
         return {"body": self.state, "target": self.target, **self.backdrop.live()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `BatchedEnv`; the pool of pictures must be the same, too."""
+        """See `BatchedEnv`, and `Backdrop.check` for what else is refused."""
         self.backdrop.check(state)
         super().load_state_dict(state)
         self.backdrop.refresh()
@@ -242,9 +241,9 @@ class RasterEnv(BatchedEnv):
 
 @functools.lru_cache(8)
 def _ghost(kind: type[RasterEnv], action_repeat: int, split: Split, window: int) -> Recorded:
-    return record(
-        lambda clips, seed: kind(clips, seed=seed, size=window, action_repeat=action_repeat), split
-    )
+    settings: dict[str, Any] = {"size": window, "action_repeat": action_repeat}
+    settings["duration"] = max(kind.duration, action_repeat)
+    return record(lambda clips, seed: kind(clips, seed=seed, **settings), split)
 
 
 class Arm(RasterEnv):

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.backdrop import Backdrop, Background, Jitter, Recorded, record
+from envs.backdrop import MANY, Backdrop, Background, Jitter, Recorded, check_whole, record
 from envs.gl import GLRenderer
 from envs.mujoco import Backend, MujocoEnv
 from envs.suite import SuiteTask
@@ -54,7 +55,8 @@ class SuitePixels(MujocoEnv):
         size: R, 64 or 84 in the literature.
         action_repeat: control steps per step.
         camera: name of the camera; None for the first, as in dm_control (quadruped: 'y').
-        camera_jitter: largest shift of the agent by a shaking camera [pixels].
+        camera_jitter: largest shift of the agent by a shaking camera [pixels], whose lens is wider
+            for it (`cam_fovy` of `sim.model`, which `render` shows and `set_params` replaces).
         colour_jitter: largest change of its colours, as a fraction of their brightness.
         renderer: 'ray' (mujoco_warp), 'egl' or 'osmesa' (OpenGL, one picture after the other, which
             do not follow `set_params`).
@@ -83,33 +85,31 @@ class SuitePixels(MujocoEnv):
         num_threads: int = 0,
     ) -> None:
         made = task()
-        whole = isinstance(action_repeat, int)
-        if not whole or not 1 <= action_repeat <= made.max_episode_steps:
-            raise ValueError(
-                f"action_repeat={action_repeat}: expected 1 .. {made.max_episode_steps}"
-            )
-        if not 16 <= size <= 512 or size % 4:
-            raise ValueError(f"size={size}: expected a multiple of 4 in 16 .. 512 pixels")
+        num_envs = check_whole("num_envs", num_envs, 1, MANY)
+        size = check_whole("size", size, 16, 512, 4)
+        action_repeat = check_whole("action_repeat", action_repeat, 1, made.max_episode_steps)
         if renderer not in get_args(RendererKind):
             raise ValueError(f"renderer={renderer!r}: expected one of {get_args(RendererKind)}")
+        self.jitter = Jitter(num_envs, camera_jitter, colour_jitter, device)
         made.planes = made.planes and background == "none"
+        model = made.model()
+        names = [model.camera(i).name for i in range(model.ncam)]
+        if camera is not None and camera not in names:
+            raise ValueError(f"camera={camera!r}: expected one of {names}")
+        self._camera = camera or made.camera or names[0]
+        self._side = size + 2 * camera_jitter
+        _widen(model, self._camera, self._side / size)
+        made.model = lambda: model  # before the engines copy it
         super().__init__(made, num_envs, device, seed, backend, num_threads)
         self.action_repeat = action_repeat
         self.max_episode_steps = math.ceil(made.max_episode_steps / action_repeat)
-        self.dt = self.sim.model.opt.timestep * made.frame_skip * action_repeat
+        self.dt = model.opt.timestep * made.frame_skip * action_repeat
         self.single_observation_space = gym.spaces.Box(0, 255, (3, size, size), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         ghost = functools.partial(_ghost, task, action_repeat, camera, split)
         self.backdrop = Backdrop(
             background, num_envs, size, window, split, videos, ghost, self.device
         )
-        self.jitter = Jitter(num_envs, camera_jitter, colour_jitter, self.device)
-        model = self.sim.model
-        names = [model.camera(i).name for i in range(model.ncam)]
-        if camera is not None and camera not in names:
-            raise ValueError(f"camera={camera!r}: expected one of {names}")
-        self._camera = camera or made.camera or names[0]
-        self._side = size + 2 * camera_jitter
         self._gl: GLRenderer | None = None
         if renderer != "ray":
             self._gl = GLRenderer(model, self._camera, self._side, renderer)
@@ -154,7 +154,7 @@ class SuitePixels(MujocoEnv):
         return super()._state() | self.backdrop.live() | {"jitter": self.jitter.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `MujocoEnv`; the pool of pictures must be the same, too."""
+        """See `MujocoEnv`, and `Backdrop.check` for what else is refused."""
         self.backdrop.check(state)
         super().load_state_dict(state)
         self.backdrop.refresh()
@@ -169,6 +169,12 @@ class SuitePixels(MujocoEnv):
             self._gl.close()
             self._gl = None
         super().close(**kwargs)
+
+
+def _widen(model: mujoco.MjModel, camera: str, factor: float) -> None:
+    """Let a camera see `factor` times as far in every direction."""
+    lens = model.camera(camera).fovy
+    lens[:] = np.degrees(2 * np.arctan(factor * np.tan(np.radians(lens) / 2)))
 
 
 @functools.lru_cache(8)

@@ -9,6 +9,7 @@ Shape letters: F frames, C side of the square pictures [pixels].
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import importlib.metadata
 import os
@@ -21,6 +22,9 @@ Split = Literal["train", "held-out"]
 SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"})
 MAX_FRAMES = 1000
 """Frames taken of a clip, from its start: as many as RePo uses in all (arXiv 2309.00082)."""
+MAX_BYTES = 4 * 2**30
+"""Memory of the frames of a pool: 110 clips of `MAX_FRAMES` with their mirror images at a side of
+80, as 64 pixels and their margin need."""
 MAX_PIXELS = 8192 * 4320
 """Pixels of one frame; a larger one is refused, for a small file may ask for any amount."""
 _OPTIONS = {
@@ -40,28 +44,40 @@ def find_videos(folder: str | Path | None = None, split: Split = "train") -> lis
     """Video files of a split.
 
     Args:
-        folder: its files with one of `SUFFIXES`, in the order of their names; the last one is held
-            out. None takes the clips that ship inside packages (extra `video`).
+        folder: its files with one of `SUFFIXES`, in the order of their names, without those that
+            begin with a dot; the last one is held out. None takes the clips that ship inside
+            packages (extra `video`).
         split: 'train' or 'held-out'.
 
     Raises:
-        ValueError: no such folder or split, or fewer than two videos in it.
+        ValueError: no such folder or split, fewer than two videos in it, or the last is a copy of
+            another.
         ImportError: a package that lends a clip is not installed.
     """
     if split not in PACKAGED:
         raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, PACKAGED))}")
     if folder is None:
         return [_packaged(*source) for source in PACKAGED[split]]
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"videos={folder!r}: expected a folder of videos")
     path = Path(os.path.expanduser(folder))  # unlike Path's leaves an unknown ~user as it is
     if not path.is_dir():
         raise ValueError(f"videos={str(folder)!r}: expected a folder of videos")
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    named = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in named if not p.name.startswith(".") and p.is_file())
     if len(files) < 2:
         raise ValueError(
             f"videos={str(folder)!r}: expected at least 2 videos ({' '.join(sorted(SUFFIXES))}), "
             f"one to be held out; found {len(files)}"
         )
-    return files[:-1] if split == "train" else files[-1:]
+    *train, held = files
+    for file in train:  # those of another size are not read
+        if filecmp.cmp(file, held, shallow=False):
+            raise ValueError(
+                f"videos={str(folder)!r}: the last one, {held.name}, is held out, and is a copy of "
+                f"{file.name}; expected a video that is not among the others"
+            )
+    return train if split == "train" else [held]
 
 
 def load_clip(path: Path, side: int) -> np.ndarray:

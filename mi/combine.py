@@ -13,9 +13,10 @@ class Lagrangian(nn.Module):
     """Multiplier that holds an expected cost at a limit: max_λ≥0 λ (E[cost] - limit).
 
     Dual ascent on log λ, so that λ stays positive and moves by a factor; the step is relative to
-    the limit and bounded, which makes `rate` and `gain` independent of the cost's unit. Ascent
-    alone is integral control, under which the cost swings around the limit, because it answers λ
-    late; a proportional term damps the swing (Stooke, Achiam & Abbeel, ICML 2020).
+    the limit and bounded, which makes `rate` and `gain` independent of the cost's unit (but where
+    the limit is 0, it is the excess itself). Ascent alone is integral control, under which the cost
+    swings around the limit, because it answers λ late; a proportional term damps the swing (Stooke,
+    Achiam & Abbeel, ICML 2020).
 
     Args:
         limit: the largest acceptable E[cost], in the cost's unit.
@@ -46,7 +47,7 @@ class Lagrangian(nn.Module):
     @torch.no_grad()
     def update(self, cost: Tensor) -> Tensor:
         """Move λ after observing the mean cost (0-d); return the new λ (0-d)."""
-        excess = torch.clamp((cost - self.limit) / max(abs(self.limit), 1e-6), -1.0, 1.0)
+        excess = torch.clamp((cost - self.limit) / (abs(self.limit) or 1.0), -1.0, 1.0)
         self.lasting.mul_(torch.exp(self.rate * excess)).clamp_(*self.bounds)
         return self.value.copy_(self.lasting * torch.exp(self.gain * excess))
 

@@ -232,6 +232,14 @@ def test_joint_constraint_has_the_papers_single_multiplier():
     assert agent._weights(terms(empowerment=9.0))["empowerment"] == 0
 
 
+def test_joint_multiplier_follows_the_size_of_a_violation_of_nothing():
+    """By default c_0 = 0, to which no violation is relative: 1 nat stands for it."""
+    agent = tiny(constraint="joint", multiplier_rate=0.1)
+    excesses = (0.001, 0.5, 1.0, 5.0, -0.5)
+    logs = [agent._weights(terms(forward=nats))["forward"].log().item() for nats in excesses]
+    assert np.diff([0.0, *logs]) == pytest.approx([0.0001, 0.05, 0.1, 0.1, -0.05], abs=1e-6)
+
+
 @pytest.mark.parametrize("free", [True, False])
 def test_free_nats_are_free(free):
     """Below the target the representation's gradient does not depend on the weight of the KL."""
@@ -462,6 +470,8 @@ def test_wrong_environments_and_settings_are_named():
         tiny(forward_weight=0.001)
     with pytest.raises(ConfigError, match=r"forward_weight=0\.0: expected above 0, for code=rec"):
         tiny(code="recurrent", forward_weight=0.0)
+    with pytest.raises(ConfigError, match="prefill=-5: expected at least 0"):
+        tiny(prefill=-5)
     with pytest.raises(ConfigError, match="code"):
         tiny(code="pixels")
     with pytest.raises(ConfigError, match="batch_length=3: expected more than inverse_steps"):

@@ -172,8 +172,8 @@ def test_duration_is_an_episodes() -> None:
     env.reset(seed=0)
     ends = [env.step(torch.zeros(2, 2))[3].tolist() for _ in range(4)]
     assert ends == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
-    with pytest.raises(ValueError, match="duration=0: expected at least 1"):
-        envs.make("pixels/point", duration=0)
+    long: dict[str, Any] = {"duration": 1600, "action_repeat": 1200, "background": "ghost"}
+    assert envs.make("pixels/point", size=16, **long).max_episode_steps == 2
 
 
 def test_a_controller_swings_the_pole_up() -> None:
@@ -283,6 +283,37 @@ def test_a_run_goes_on_from_its_state() -> None:
         assert torch.equal(a[4]["distractor"], b[4]["distractor"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pictures", 3, r"'pictures': expected a tensor, got int"),
+        ("cursor", [[0, 0, 0, 0], [9, 0, 0, 0]], r"'cursor': \[9, 0, 0, 0\] in environment 1; exp"),
+        ("cursor", [[8, 0, 0, 0], [0, 0, 0, 0]], r"'cursor': .* below \[8, 248, 5, 5\]"),
+        ("cursor", [[0, 248, 0, 0], [0, 0, 0, 0]], r"'cursor': \[0, 248, 0, 0\] in environment 0"),
+        ("cursor", [[0, 0, 0, 5], [0, 0, 0, 0]], r"'cursor': \[0, 0, 0, 5\]"),
+        ("cursor", [[0, -7, 0, 0], [0, 0, 0, 0]], r"'cursor': \[0, -7, 0, 0\]"),
+        ("body", math.nan, r"'body': expected finite numbers"),
+        ("target", -math.inf, r"'target': expected finite numbers"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(name: str, value: Any, message: str) -> None:
+    """Before anything changes."""
+    env: Any = envs.make("pixels/arm", 2, background="ghost", size=16)
+    env.reset(seed=0)
+    state = env.state_dict()
+    if isinstance(value, float):
+        state["state"][name][1, 0] = value
+    else:
+        state["state"][name] = torch.tensor(value) if isinstance(value, list) else value
+    env.step(torch.ones(2, 2))
+    before = env.state_dict()
+    with pytest.raises(ValueError, match=r"^environment state " + message):
+        env.load_state_dict(state)
+    after = env.state_dict()
+    assert all(torch.equal(after["state"][k], v) for k, v in before["state"].items())
+    assert torch.equal(after["elapsed"], before["elapsed"])
+
+
 def test_a_row_is_the_same_in_a_large_batch() -> None:
     few, many = (envs.make("pixels/cartpole", n, seed=3, background="noise") for n in (2, 33))
     few.reset()
@@ -303,8 +334,23 @@ def test_a_row_is_the_same_in_a_large_batch() -> None:
         ({"size": 1000}, r"size=1000: expected a multiple of 4 in 16 .. 512"),
         ({"background": "ghost", "window": 12}, r"window=12: expected at least 16 pixels for a g"),
         ({"background": "video", "videos": "~nobody/x"}, r"videos='~nobody/x': expected a folder"),
-        ({"action_repeat": 0}, r"action_repeat=0: expected 1 .. 1000"),
-        ({"action_repeat": 2.0}, r"action_repeat=2.0: expected 1 .. 1000"),
+        ({"action_repeat": 0}, r"action_repeat=0: expected an integer in 1 .. 1000"),
+        ({"action_repeat": 2.0}, r"action_repeat=2.0: expected an integer"),
+        ({"action_repeat": True}, r"action_repeat=True: expected an integer"),
+        ({"num_envs": 2.0}, r"num_envs=2.0: expected an integer in 1 .. "),
+        ({"num_envs": -1}, r"num_envs=-1: expected an integer in 1 .. "),
+        ({"size": 64.0}, r"size=64.0: expected a multiple of 4 in 16 .. 512"),
+        ({"size": "64"}, r"size='64': expected a multiple of 4"),
+        ({"window": "32"}, r"window='32': expected a multiple of 4 in 8 .. 64"),
+        ({"background": "noise", "window": 32.0}, r"window=32.0: expected a multiple of 4"),
+        ({"duration": 0}, r"duration=0: expected an integer in 1 .. "),
+        ({"duration": "100"}, r"duration='100': expected an integer"),
+        ({"duration": math.inf}, r"duration=inf: expected an integer"),
+        ({"duration": math.nan}, r"duration=nan: expected an integer"),
+        ({"duration": 10.5}, r"duration=10.5: expected an integer"),
+        ({"duration": 10**30}, r"duration=1000000000000000000000000000000: expected an integer"),
+        ({"sparse": "no"}, r"sparse='no': expected True or False"),
+        ({"background": "video", "videos": 3}, r"videos=3: expected a folder of videos"),
         ({"backgroud": "video"}, r"no argument 'backgroud'; did you mean 'background'\?"),
     ],
 )

@@ -106,6 +106,31 @@ def test_a_row_does_not_see_when_the_backdrop_of_another_changes() -> None:
         assert torch.equal(a[4]["distractor"], b[4]["distractor"][:1])
 
 
+def has(renderer: str) -> bool:
+    try:
+        gl._context(renderer, 16).free()
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("renderer", ["ray", "egl", "osmesa"])
+def test_a_camera_that_could_shake_shows_what_a_still_one_does(renderer: str) -> None:
+    """As large, and no limb cut off: a wider lens makes room for the shifts."""
+    if renderer != "ray" and not has(renderer):
+        pytest.skip(f"no {renderer} here")
+    settings: dict[str, Any] = {"background": "noise", "num_envs": 1, "renderer": renderer}
+    still, shaky = (make(camera_jitter=j, **settings) for j in (0, 8))
+    expected, _ = still.reset(seed=4)
+    shaky.reset(seed=4)
+    shaky.jitter.state[:] = 0
+    obs = shaky._observe()
+    assert (obs.int() - expected.int()).abs().float().mean() < 0.5
+    assert (seen(shaky)[:, 8:-8, 8:-8] == seen(still)).float().mean() > 0.995
+    for env in (still, shaky):
+        env.close()
+
+
 def test_a_shaking_camera_shifts_the_agent() -> None:
     """The cut-out is the still camera's, moved by what ground truth says; the backdrop stays."""
     env = make(background="noise", camera_jitter=4)
@@ -161,12 +186,16 @@ def test_a_run_goes_on_from_its_state() -> None:
         )
 
 
-def has(renderer: str) -> bool:
-    try:
-        gl._context(renderer, 16).free()
-    except ImportError:
-        return False
-    return True
+def test_a_state_that_cannot_be_is_refused() -> None:
+    env = make("pixels/dmc/cartpole-swingup", background="noise", size=16, camera_jitter=2)
+    env.reset(seed=0)
+    for name in ("jitter", "rows"):
+        state, before = env.state_dict(), env.state_dict()
+        state["state"][name][1, 1] = float("nan")
+        with pytest.raises(ValueError, match=f"environment state '{name}': expected finite"):
+            env.load_state_dict(state)
+        after = env.state_dict()["state"]
+        assert all(torch.equal(after[k], v) for k, v in before["state"].items())
 
 
 @pytest.mark.skipif(not has("egl"), reason="no EGL here")
@@ -206,11 +235,18 @@ def test_a_missing_library_is_named(renderer: str, monkeypatch: pytest.MonkeyPat
         ({"renderer": "vulkan"}, r"renderer='vulkan': expected one of \('ray', 'egl', 'osmesa'\)"),
         ({"camera": "front"}, r"camera='front': expected one of \['side', 'back'\]"),
         ({"size": 30}, r"size=30: expected a multiple of 4"),
-        ({"action_repeat": 0}, r"action_repeat=0: expected 1 .. 1000"),
-        ({"action_repeat": 2.0}, r"action_repeat=2.0: expected 1 .. 1000"),
+        ({"size": 32.0}, r"size=32.0: expected a multiple of 4"),
+        ({"num_envs": -1}, r"num_envs=-1: expected an integer in 1 .. "),
+        ({"action_repeat": 0}, r"action_repeat=0: expected an integer in 1 .. 1000"),
+        ({"action_repeat": 2.0}, r"action_repeat=2.0: expected an integer in 1 .. 1000"),
+        ({"action_repeat": True}, r"action_repeat=True: expected an integer"),
         ({"camera_jitter": -1}, r"camera_jitter=-1: expected an integer in 0 .. 32"),
         ({"camera_jitter": 2.5}, r"camera_jitter=2.5: expected an integer in 0 .. 32"),
-        ({"colour_jitter": 2}, r"colour_jitter=2: expected 0 .. 1"),
+        ({"camera_jitter": True}, r"camera_jitter=True: expected an integer"),
+        ({"colour_jitter": 2}, r"colour_jitter=2: expected a number in 0 .. 1"),
+        ({"colour_jitter": float("nan")}, r"colour_jitter=nan: expected a number"),
+        ({"colour_jitter": "x"}, r"colour_jitter='x': expected a number"),
+        ({"colour_jitter": True}, r"colour_jitter=True: expected a number"),
         ({"window": 64}, r"window=64: expected a multiple of 4 in 8 .. 32"),
         ({"background": "sky"}, r"background='sky': expected one of"),
     ],

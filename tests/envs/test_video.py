@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import video
+from envs import backdrop, video
 from envs.video import MAX_FRAMES, find_videos, load_clip
 
 
@@ -56,8 +56,29 @@ def test_a_folder_holds_out_its_last_file(tmp_path: Path) -> None:
     videos = folder(tmp_path / "videos")
     (videos / "z.txt").write_text("no video")
     (videos / "z.mkv").mkdir()
+    (videos / "._2.mkv").write_bytes(b"\0\5\x16\7")  # macOS keeps a file's attributes so
     assert [p.name for p in find_videos(videos)] == ["0.mkv", "1.mkv"]
     assert [p.name for p in find_videos(str(videos), "held-out")] == ["2.mkv"]
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_what_is_held_out_is_not_trained_on_under_another_name(tmp_path: Path, split: str) -> None:
+    videos = folder(tmp_path / "videos")
+    (videos / "9.mkv").write_bytes((videos / "1.mkv").read_bytes())
+    settings = {"background": "video", "videos": videos, "size": 16}
+    with pytest.raises(ValueError, match=r"videos='.*': the last one, 9.mkv, .* a copy of 1.mkv"):
+        envs.make("pixels/point", split=split, **settings)
+
+
+def test_memory_of_a_pool_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clips of training have 5, 6 and 7 frames, of 20 x 20 pixels for a window of 16."""
+    videos = folder(tmp_path / "videos", clips=4)
+    settings = {"background": "video", "videos": videos, "size": 16}
+    monkeypatch.setattr(backdrop, "MAX_BYTES", 2 * (5 + 6 + 7) * 3 * 20 * 20 - 1)
+    with pytest.raises(ValueError, match=r"videos: 3 of 3 clips .* 20 x 20 pixels each, are more"):
+        envs.make("pixels/point", **settings)
+    monkeypatch.setattr(backdrop, "MAX_BYTES", 2 * (5 + 6 + 7) * 3 * 20 * 20)
+    envs.make("pixels/point", **settings)
 
 
 def test_frames_are_those_of_the_file(tmp_path: Path) -> None:

@@ -124,6 +124,12 @@ def test_lagrangian_moves_the_right_way_and_stays_in_bounds():
     assert multiplier.value.item() == pytest.approx(0.1 * math.exp(-0.5))
 
 
+def test_lagrangian_with_a_limit_of_nothing_moves_by_the_cost_itself():
+    for cost, moved in ((1e-3, 1e-4), (-0.5, -0.05), (7.0, 0.1)):
+        multiplier = mi.Lagrangian(limit=0.0, rate=0.1, gain=0.0)
+        assert multiplier.update(torch.tensor(cost)).log().item() == pytest.approx(moved, abs=1e-6)
+
+
 def test_lagrangian_holds_a_cost_at_its_limit():
     """A population that answers the multiplier by cost = 10 exp(-λ) settles where cost = limit."""
     multiplier = mi.Lagrangian(limit=2.0, initial=0.1, rate=0.05, gain=0.1)
