@@ -482,7 +482,7 @@ class SC2Combat(Combat):
     def _open(self, position: Tensor) -> Tensor:
         """Whether the ground is free at [2, ...]."""
         shape = (2, *[1] * (position.dim() - 1))
-        inside = (position >= self._low.view(shape)) & (position < self._high.view(shape))
+        inside = (position >= self._low.view(shape)) & (position <= self._high.view(shape))
         inside = inside[0] & inside[1]
         return inside if self._free is None else inside & self._free[_cell(position)]
 

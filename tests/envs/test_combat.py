@@ -301,6 +301,30 @@ def test_a_move_beside_a_wall_goes_its_way() -> None:
     assert way[1] > 0.3 and way[0].abs() < 0.3
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "action", "wall"),
+    [
+        ("3m", (16.0, 22.95), 2, (16.0, 24.0)),
+        ("3m", (16.0, 9.05), 3, (16.0, 8.0)),
+        ("3m", (30.95, 16.0), 4, (32.0, 16.0)),
+        ("3m", (1.05, 16.0), 5, (0.0, 16.0)),
+        ("2c_vs_64zg", (30.95, 10.5), 4, (32.0, 10.5)),  # its last cell is free, too
+    ],
+)
+def test_a_unit_at_a_wall_can_walk_along_it(
+    name: str, start: tuple[float, float], action: int, wall: tuple[float, float]
+) -> None:
+    env = make(name)
+    env.reset(seed=0)
+    env.battle.position[:, 0, 0] = torch.tensor(start)
+    actions = torch.ones(1, env.num_agents, dtype=torch.int64)
+    actions[0, 0] = action
+    *_, info = env.step(actions)
+    assert env.battle.position[:, 0, 0].tolist() == pytest.approx(wall)
+    allowed = info["avail_actions"][0, 0, 2:6].tolist()
+    assert allowed == [move != action for move in (2, 3, 4, 5)]
+
+
 def test_an_unknown_opponent_is_refused_at_once() -> None:
     env = make("3m")
     with pytest.raises(ValueError, match="opponent='wekest': expected one of closest"):
