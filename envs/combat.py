@@ -510,7 +510,9 @@ def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
     return position + total(apart * overlap, 2) / 2
 
 
-def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool) -> Tensor:
+def scattered_starts(
+    place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool, edge: float
+) -> Tensor:
     """SMACv2's starts [2, V, N] [m]: half of the battles are mirrored, half surrounded.
 
     Mirrored: allies anywhere on the left half, enemies at their mirror images (those who are more,
@@ -523,13 +525,17 @@ def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, sw
         rest: the same, [6, N].
         agents: A.
         swap: whether, half of the time, the enemies are surrounded instead (SMAX).
+        edge: how near to the edge of the field one may start [m]; by 0 (SMAX), the points may be
+            anywhere, and who is around them off the field.
     """
     half, total = FIELD / 2, place.shape[1]
     both = min(agents, total - agents)
-    left = torch.stack([place[0] * half, place[1] * FIELD])
+    left = torch.stack([edge + place[0] * (half - edge), edge + place[1] * (FIELD - 2 * edge)])
     mirrored = torch.stack([FIELD - left[0], left[1]])
     mirrored = torch.cat([left[:, :agents], mirrored[:, :both], mirrored[:, agents + both :]], 1)
     corner = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]], device=place.device)[..., None] * FIELD
+    if edge:
+        corner = corner.clamp(edge + 2, FIELD - edge - 2)
     points = corner + rest[:4] * (half - corner)  # [2, 4, N]
     around = points.gather(1, (4 * group).long().expand(2, *group.shape))
     inside = torch.arange(total, device=place.device)[:, None] < agents

@@ -207,8 +207,7 @@ class SC2Combat(Combat):
         if self.random_teams:
             kind = self._draw_teams(draws[2 * total : 3 * total])
             group, rest = draws[3 * total :].split([total, 6])
-            position = scattered_starts(noise, group, rest, self.num_agents, swap=False)
-            position = position.clamp(1, FIELD - 1)
+            position = scattered_starts(noise, group, rest, self.num_agents, False, edge=1)
             goal = FIELD - position  # opposite
         stats = self._stats(kind)
         shape = draws[:total]

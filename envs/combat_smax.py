@@ -115,7 +115,7 @@ class SMAXCombat(Combat):
             drawn, group, rest = draws[2 * total :].split([total, total, 6])
             allies = (drawn[: self.num_agents] * len(SMAX)).long()
             kind = torch.cat([allies, allies])
-            position = scattered_starts(place, group, rest, self.num_agents, swap=True)
+            position = scattered_starts(place, group, rest, self.num_agents, True, edge=0)
         s = self._stats(kind)
         everybody = torch.ones_like(fresh.health, dtype=torch.bool)
         position = separate(position, everybody, s.radius[:, None] + s.radius)

@@ -699,6 +699,19 @@ def test_random_teams_are_drawn_from_their_race(name: str) -> None:
     assert obs.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["zerg_5_vs_5", "terran_20_vs_23"])
+def test_no_two_units_of_random_teams_start_at_one_point(name: str) -> None:
+    env = make(name, 1000)
+    env.reset(seed=0)
+    position = env.battle.position
+    assert env._open(position).all()
+    assert position.min() >= 1 and position.max() <= 31
+    assert position.min() < 1.1 and position.max() > 30.9
+    units = env.num_units
+    for row in position.permute(2, 1, 0):
+        assert len(row.unique(dim=0)) == units
+
+
 # ---- contracts
 
 
