@@ -123,6 +123,10 @@ class Combat(BatchedEnv):
         self._transition, self._look_at, self._renew = self._play, self._see, self._restarted
         self._fused: Any = None
         if compile:
+            from torch._dynamo import config
+
+            # Of the graphs of all environments together; by default there may be 8.
+            config.recompile_limit = max(config.recompile_limit, config.accumulated_recompile_limit)
             # Names of modules are not looked up at every step: they do not change.
             skip = torch.compiler.skip_guard_on_globals_unsafe
             options = {"cpp_wrapper": True, "guard_filter_fn": skip}

@@ -793,6 +793,36 @@ def test_a_scripted_episode_that_is_interrupted_leaves_no_trace(monkeypatch) -> 
         info = first[4]
 
 
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """Compiled functions run as they were traced, without a minute of a C++ compiler."""
+    compile = torch.compile
+
+    def plain(graph: Any, inputs: Any, **options: Any) -> Any:
+        return graph.forward
+
+    def trace(function: Any, options: dict[str, Any], **settings: Any) -> Any:
+        options = {"guard_filter_fn": options["guard_filter_fn"]}
+        return compile(function, backend=plain, options=options, **settings)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", trace)
+
+
+def test_a_process_compiles_more_configurations_than_dynamo_would(traced) -> None:
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=2):  # 8 take longer
+        for num_envs in range(1, 5):
+            env = make("3m", num_envs, rules="smax", compile=True)
+            env._begin(env._everyone)
+            assert (env.battle.health > 0).all()
+        assert config.recompile_limit == 256
+    with config.patch(recompile_limit=1000):
+        make("3m", rules="smax", compile=True)
+        assert config.recompile_limit == 1000  # a user's own
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "rules", "num_envs"),
