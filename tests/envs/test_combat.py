@@ -823,6 +823,47 @@ def test_a_process_compiles_more_configurations_than_dynamo_would(traced) -> Non
         assert config.recompile_limit == 1000  # a user's own
 
 
+def test_fused_steps_and_all_others_draw_the_same_random_numbers(traced) -> None:
+    """No state is loaded in between: where a compiled environment is behind, weapons show it."""
+    both = [make("3m", 2, rules="smax", compile=flag) for flag in (False, True)]
+    mask = both[0].reset(seed=0)[1]["avail_actions"]
+    both[1].reset(seed=0)
+
+    def steps(count: int) -> None:
+        """Of a fight; where it takes four, the time of both rows is up on the way."""
+        nonlocal mask
+        for env in both:
+            env.battle.position[0, 3:] = env.battle.position[0, :3] + 4
+            env.elapsed.copy_(env.max_episode_steps - torch.tensor([2, 3]))
+        for seed in range(count):
+            action = available({"avail_actions": mask}, seed)
+            first, second = (env.step(action) for env in both)
+            for a, b in zip(first[:4], second[:4], strict=True):
+                assert torch.allclose(a.float(), b.float(), atol=1e-3)
+            mask = first[4]["avail_actions"]
+            ended = (first[2] | first[3]).tolist()
+            assert ended == [seed == 1, seed == 2]
+
+    def attack(obs: Tensor, context: dict[str, Tensor]) -> Tensor:
+        return 7 - context["avail_actions"].flip(-1).long().argmax(-1)
+
+    for opponent in ("heuristic", attack, "weakest"):
+        for env in both:
+            env.opponent = opponent
+        steps(4)
+    returned = [env.scripted("weakest", seed=3).returned for env in both]
+    assert torch.allclose(*returned, atol=1e-3)
+    steps(4)
+    for env in both:
+        env.autoreset = "disabled"
+    steps(2)
+    reset = [env.reset(options={"reset_mask": torch.tensor([True, False])}) for env in both]
+    assert torch.allclose(reset[0][0], reset[1][0], atol=1e-3)
+    for env in both:
+        env.autoreset = "same-step"
+    steps(4)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "rules", "num_envs"),
