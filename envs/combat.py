@@ -188,6 +188,8 @@ class Combat(BatchedEnv):
     """Whether types are drawn at the start of each episode."""
     _kind: Tensor
     """Types of fixed rosters, int64 [V, 1]."""
+    _table: Any
+    """Data of all types, as `_stats` has those of units; [types] each."""
 
     # ---- see `BatchedEnv`
 
@@ -353,7 +355,21 @@ class Combat(BatchedEnv):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `BatchedEnv`."""
+        """See `BatchedEnv`; a unit, an action or a type that there is not is refused, too."""
+        last = torch.tensor(self.num_actions, device=self.device)[(~self._ally).long()] - 1
+        for name, least, most in (
+            ("target", -1, torch.full_like(last, self.num_units - 1)),
+            ("action", -1, last),
+            ("kind", 0, torch.full_like(last, len(self._table.health) - 1)),
+        ):
+            saved = state["state"].get(name)
+            if getattr(saved, "shape", None) != getattr(self.battle, name).shape:
+                continue  # none of fixed rosters; anything else is refused below
+            saved, most = saved.to(self.device), most.expand(saved.shape)
+            wrong = (saved < least) | (saved > most)
+            if bool(wrong.any()):
+                bounds, got = f"{least} .. {most[wrong][0]}", saved[wrong][0].item()
+                raise ValueError(f"environment state {name!r}: expected {bounds}, got {got}")
         super().load_state_dict(state)
         self._seen = {}
 

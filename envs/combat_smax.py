@@ -7,7 +7,7 @@ can be drawn twice in a step), and an enemy in sight is drawn by another generat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,6 +104,10 @@ class SMAXCombat(Combat):
 
     def _stats(self, kind: Tensor) -> Stats:
         return Stats(*(column[kind] for column in self._table))
+
+    def _state(self) -> dict[str, Any]:
+        unused = "shield", "energy", "quiet"  # and so one of `sc2`, which has them, is none of ours
+        return {name: value for name, value in super()._state().items() if name not in unused}
 
     # ---- an episode's start
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 from torch import Tensor
+from trees import assert_same
 
 import envs
 from agents.core.evaluate import play
@@ -760,6 +761,43 @@ def test_there_and_back_through_pettingzoo() -> None:
     obs, *_, info = back.step(available(info, 0))
     assert obs.isfinite().all()
     back.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "unit", "value", "bounds"),
+    [
+        ("3m", "target", 0, 99, "-1 .. 5"),
+        ("3m", "target", 0, -2, "-1 .. 5"),
+        ("5m_vs_6m", "action", 4, 12, "-1 .. 11"),
+        ("5m_vs_6m", "action", 5, 11, "-1 .. 10"),  # an enemy has one action less
+        ("zerg_5_vs_5", "kind", 3, 9, "0 .. 2"),
+        ("smacv2_5_units", "kind", 3, 9, "0 .. 5"),
+        ("smacv2_5_units", "target", 9, 10, "-1 .. 9"),
+    ],
+)
+def test_states_of_units_or_actions_that_there_are_not_are_refused(
+    name: str, entry: str, unit: int, value: int, bounds: str
+) -> None:
+    env = make(name, 2)
+    _, info = env.reset(seed=0)
+    saved = env.state_dict()
+    env.step(available(info, 0))
+    before = env.state_dict()
+    saved["state"][entry][unit, 1] = value
+    with pytest.raises(ValueError, match=rf"state '{entry}': expected {bounds}, got {value}$"):
+        env.load_state_dict(saved)
+    assert_same(env.state_dict(), before)
+    saved["state"][entry][unit, 1] = int(bounds.split()[-1])
+    env.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("rules", ["sc2", "smax"])
+def test_a_state_by_other_rules_is_refused(rules: str) -> None:
+    env, other = make("3m", rules=rules), make("3m", rules="smax" if rules == "sc2" else "sc2")
+    for each in (env, other):
+        each.reset(seed=0)
+    with pytest.raises(ValueError, match=r"environment state: expected .*'target'.*, got .*"):
+        env.load_state_dict(other.state_dict())
 
 
 def test_scripted_episodes_leave_the_environment_as_it_was() -> None:
