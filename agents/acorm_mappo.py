@@ -328,7 +328,7 @@ class ACORMMAPPO(Agent):
         config, sums = self.config, {}
         for _ in range(config.epochs):
             order = torch.randperm(self.num_envs, generator=self.generator, device=self.device)
-            for rows in order.chunk(config.minibatches):
+            for rows in order.tensor_split(config.minibatches):
                 losses = self._losses(
                     {name: value[:, rows] for name, value in batch.items()},
                     {name: value[rows] for name, value in before.items()},
@@ -338,7 +338,7 @@ class ACORMMAPPO(Agent):
                 sums = {k: sums.get(k, 0) + v.detach() for k, v in losses.items()}
         if config.roles:
             self.roles.follow(config.key_rate)
-        steps = config.epochs * len(order.chunk(config.minibatches))
+        steps = config.epochs * config.minibatches
         return {name: value / steps for name, value in sums.items()}
 
     def _descend(self, loss: Tensor, optimizer: torch.optim.Adam) -> None:
@@ -368,7 +368,7 @@ class ACORMMAPPO(Agent):
         )  # fmt: skip
         returns, alive = advantage + value, batch["alive"]
         living = advantage[alive]
-        advantage = (advantage - living.mean()) / (living.std() + 1e-8)
+        advantage = (advantage - living.mean()) / (living.std(correction=0) + 1e-8)
         old = self._logits(embedding, role, batch["available"]).log_softmax(-1)
         old = old.gather(-1, batch["action"][..., None])[..., 0]
         going = (batch["ended"][-1] == 0).float()

@@ -123,6 +123,10 @@ class Combat(BatchedEnv):
         self._transition, self._look_at, self._renew = self._play, self._see, self._restarted
         self._fused: Any = None
         if compile:
+            from torch._dynamo import config
+
+            # Of the graphs of all environments together; by default there may be 8.
+            config.recompile_limit = max(config.recompile_limit, config.accumulated_recompile_limit)
             # Names of modules are not looked up at every step: they do not change.
             skip = torch.compiler.skip_guard_on_globals_unsafe
             options = {"cpp_wrapper": True, "guard_filter_fn": skip}
@@ -184,6 +188,8 @@ class Combat(BatchedEnv):
     """Whether types are drawn at the start of each episode."""
     _kind: Tensor
     """Types of fixed rosters, int64 [V, 1]."""
+    _table: Any
+    """Data of all types, as `_stats` has those of units; [types] each."""
 
     # ---- see `BatchedEnv`
 
@@ -349,7 +355,21 @@ class Combat(BatchedEnv):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `BatchedEnv`."""
+        """See `BatchedEnv`; a unit, an action or a type that there is not is refused, too."""
+        last = torch.tensor(self.num_actions, device=self.device)[(~self._ally).long()] - 1
+        for name, least, most in (
+            ("target", -1, torch.full_like(last, self.num_units - 1)),
+            ("action", -1, last),
+            ("kind", 0, torch.full_like(last, len(self._table.health) - 1)),
+        ):
+            saved = state["state"].get(name)
+            if getattr(saved, "shape", None) != getattr(self.battle, name).shape:
+                continue  # none of fixed rosters; anything else is refused below
+            saved, most = saved.to(self.device), most.expand(saved.shape)
+            wrong = (saved < least) | (saved > most)
+            if bool(wrong.any()):
+                bounds, got = f"{least} .. {most[wrong][0]}", saved[wrong][0].item()
+                raise ValueError(f"environment state {name!r}: expected {bounds}, got {got}")
         super().load_state_dict(state)
         self._seen = {}
 
@@ -510,7 +530,9 @@ def separate(position: Tensor, alive: Tensor, touching: Tensor) -> Tensor:
     return position + total(apart * overlap, 2) / 2
 
 
-def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool) -> Tensor:
+def scattered_starts(
+    place: Tensor, group: Tensor, rest: Tensor, agents: int, swap: bool, edge: float
+) -> Tensor:
     """SMACv2's starts [2, V, N] [m]: half of the battles are mirrored, half surrounded.
 
     Mirrored: allies anywhere on the left half, enemies at their mirror images (those who are more,
@@ -523,13 +545,17 @@ def scattered_starts(place: Tensor, group: Tensor, rest: Tensor, agents: int, sw
         rest: the same, [6, N].
         agents: A.
         swap: whether, half of the time, the enemies are surrounded instead (SMAX).
+        edge: how near to the edge of the field one may start [m]; by 0 (SMAX), the points may be
+            anywhere, and who is around them off the field.
     """
     half, total = FIELD / 2, place.shape[1]
     both = min(agents, total - agents)
-    left = torch.stack([place[0] * half, place[1] * FIELD])
+    left = torch.stack([edge + place[0] * (half - edge), edge + place[1] * (FIELD - 2 * edge)])
     mirrored = torch.stack([FIELD - left[0], left[1]])
     mirrored = torch.cat([left[:, :agents], mirrored[:, :both], mirrored[:, agents + both :]], 1)
     corner = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]], device=place.device)[..., None] * FIELD
+    if edge:
+        corner = corner.clamp(edge + 2, FIELD - edge - 2)
     points = corner + rest[:4] * (half - corner)  # [2, 4, N]
     around = points.gather(1, (4 * group).long().expand(2, *group.shape))
     inside = torch.arange(total, device=place.device)[:, None] < agents

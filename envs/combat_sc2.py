@@ -207,8 +207,7 @@ class SC2Combat(Combat):
         if self.random_teams:
             kind = self._draw_teams(draws[2 * total : 3 * total])
             group, rest = draws[3 * total :].split([total, 6])
-            position = scattered_starts(noise, group, rest, self.num_agents, swap=False)
-            position = position.clamp(1, FIELD - 1)
+            position = scattered_starts(noise, group, rest, self.num_agents, False, edge=1)
             goal = FIELD - position  # opposite
         stats = self._stats(kind)
         shape = draws[:total]
@@ -482,7 +481,7 @@ class SC2Combat(Combat):
     def _open(self, position: Tensor) -> Tensor:
         """Whether the ground is free at [2, ...]."""
         shape = (2, *[1] * (position.dim() - 1))
-        inside = (position >= self._low.view(shape)) & (position < self._high.view(shape))
+        inside = (position >= self._low.view(shape)) & (position <= self._high.view(shape))
         inside = inside[0] & inside[1]
         return inside if self._free is None else inside & self._free[_cell(position)]
 

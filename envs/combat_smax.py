@@ -7,7 +7,7 @@ can be drawn twice in a step), and an enemy in sight is drawn by another generat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,6 +105,10 @@ class SMAXCombat(Combat):
     def _stats(self, kind: Tensor) -> Stats:
         return Stats(*(column[kind] for column in self._table))
 
+    def _state(self) -> dict[str, Any]:
+        unused = "shield", "energy", "quiet"  # and so one of `sc2`, which has them, is none of ours
+        return {name: value for name, value in super()._state().items() if name not in unused}
+
     # ---- an episode's start
 
     def _start(self, draws: Tensor) -> Battle:
@@ -115,7 +119,7 @@ class SMAXCombat(Combat):
             drawn, group, rest = draws[2 * total :].split([total, total, 6])
             allies = (drawn[: self.num_agents] * len(SMAX)).long()
             kind = torch.cat([allies, allies])
-            position = scattered_starts(place, group, rest, self.num_agents, swap=True)
+            position = scattered_starts(place, group, rest, self.num_agents, True, edge=0)
         s = self._stats(kind)
         everybody = torch.ones_like(fresh.health, dtype=torch.bool)
         position = separate(position, everybody, s.radius[:, None] + s.radius)

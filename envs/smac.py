@@ -34,7 +34,8 @@ class SMACEnv(gym.Env[np.ndarray, Any]):
     """A `StarCraft2Env` of SMAC or SMACv2 as one environment with an agent axis.
 
     Infos hold `alive` [A], `avail_actions` [A, U], `state` [S] and `battle_won`. An action that is
-    not available becomes `stop`, or nothing where the unit is dead. The time limit truncates.
+    not available becomes `stop`, or nothing where the unit is dead. The time limit truncates; with
+    the game's own default, `continuing_episode=False`, it terminates.
 
     Args:
         package: 'smac' or 'smacv2'.
@@ -107,6 +108,7 @@ def _needs(package: str, name: str) -> str:
 def _game(package: str, name: str, **kwargs: Any) -> Any:
     """A game of SMAC or SMACv2; not launched before its first reset."""
     needs = _needs(package, name)
+    kwargs = {"continuing_episode": True} | kwargs  # else nothing tells a time limit from a defeat
     try:
         if package == "smac":
             from smac.env import StarCraft2Env  # type: ignore[import-not-found]

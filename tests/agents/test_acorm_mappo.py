@@ -140,6 +140,29 @@ def test_the_dead_teach_the_critic_alone():
     assert right["policy/kl"].abs() < 1e-6  # nothing has moved yet
 
 
+def test_one_living_agent_is_enough_to_learn_from(monkeypatch):
+    agent = collected(pretrain=0)
+    batch = agent.memory.steps()
+    batch["alive"] = torch.zeros_like(batch["alive"])
+    batch["alive"][3, 1, 0] = 1
+    monkeypatch.setattr(agent.memory, "steps", lambda: batch)
+    assert all(value.isfinite() for value in agent.update().values())
+    assert all(p.isfinite().all() for p in agent.actor.parameters())
+
+
+def test_a_pass_takes_as_many_gradient_steps_as_it_is_told(monkeypatch):
+    agent = ACORMMAPPO(Team(5), **TINY | {"num_envs": 5, "minibatches": 4, "pretrain": 0})
+    rows, losses = [], agent._losses
+
+    def counted(batch, before):
+        rows.append(batch["reward"].shape[1])
+        return losses(batch, before)
+
+    monkeypatch.setattr(agent, "_losses", counted)
+    agent.learn(total_timesteps=50)
+    assert rows == [2, 1, 1, 1] * 2
+
+
 def test_roles_get_no_gradient_from_the_critic():
     agent = collected()
     batch = agent.memory.steps()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 from torch import Tensor
+from trees import assert_same
 
 import envs
 from agents.core.evaluate import play
@@ -299,6 +300,30 @@ def test_a_move_beside_a_wall_goes_its_way() -> None:
     env._proceed(action, (None, "attack-move"))
     way = env.battle.position[:, 0, 0] - position[:, 0, 0]
     assert way[1] > 0.3 and way[0].abs() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "action", "wall"),
+    [
+        ("3m", (16.0, 22.95), 2, (16.0, 24.0)),
+        ("3m", (16.0, 9.05), 3, (16.0, 8.0)),
+        ("3m", (30.95, 16.0), 4, (32.0, 16.0)),
+        ("3m", (1.05, 16.0), 5, (0.0, 16.0)),
+        ("2c_vs_64zg", (30.95, 10.5), 4, (32.0, 10.5)),  # its last cell is free, too
+    ],
+)
+def test_a_unit_at_a_wall_can_walk_along_it(
+    name: str, start: tuple[float, float], action: int, wall: tuple[float, float]
+) -> None:
+    env = make(name)
+    env.reset(seed=0)
+    env.battle.position[:, 0, 0] = torch.tensor(start)
+    actions = torch.ones(1, env.num_agents, dtype=torch.int64)
+    actions[0, 0] = action
+    *_, info = env.step(actions)
+    assert env.battle.position[:, 0, 0].tolist() == pytest.approx(wall)
+    allowed = info["avail_actions"][0, 0, 2:6].tolist()
+    assert allowed == [move != action for move in (2, 3, 4, 5)]
 
 
 def test_an_unknown_opponent_is_refused_at_once() -> None:
@@ -675,6 +700,18 @@ def test_random_teams_are_drawn_from_their_race(name: str) -> None:
     assert obs.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["zerg_5_vs_5", "terran_20_vs_23"])
+def test_no_two_units_of_random_teams_start_at_one_point(name: str) -> None:
+    env = make(name, 1000)
+    env.reset(seed=0)
+    position = env.battle.position
+    assert env._open(position).all()
+    assert position.min() >= 1 and position.max() <= 31
+    assert position.min() < 1.1 and position.max() > 30.9
+    same = (position[:, :, None] == position[:, None]).all(0)
+    assert same.sum() == 1000 * env.num_units  # each with itself
+
+
 # ---- contracts
 
 
@@ -725,6 +762,43 @@ def test_there_and_back_through_pettingzoo() -> None:
     back.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "entry", "unit", "value", "bounds"),
+    [
+        ("3m", "target", 0, 99, "-1 .. 5"),
+        ("3m", "target", 0, -2, "-1 .. 5"),
+        ("5m_vs_6m", "action", 4, 12, "-1 .. 11"),
+        ("5m_vs_6m", "action", 5, 11, "-1 .. 10"),  # an enemy has one action less
+        ("zerg_5_vs_5", "kind", 3, 9, "0 .. 2"),
+        ("smacv2_5_units", "kind", 3, 9, "0 .. 5"),
+        ("smacv2_5_units", "target", 9, 10, "-1 .. 9"),
+    ],
+)
+def test_states_of_units_or_actions_that_there_are_not_are_refused(
+    name: str, entry: str, unit: int, value: int, bounds: str
+) -> None:
+    env = make(name, 2)
+    _, info = env.reset(seed=0)
+    saved = env.state_dict()
+    env.step(available(info, 0))
+    before = env.state_dict()
+    saved["state"][entry][unit, 1] = value
+    with pytest.raises(ValueError, match=rf"state '{entry}': expected {bounds}, got {value}$"):
+        env.load_state_dict(saved)
+    assert_same(env.state_dict(), before)
+    saved["state"][entry][unit, 1] = int(bounds.split()[-1])
+    env.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("rules", ["sc2", "smax"])
+def test_a_state_by_other_rules_is_refused(rules: str) -> None:
+    env, other = make("3m", rules=rules), make("3m", rules="smax" if rules == "sc2" else "sc2")
+    for each in (env, other):
+        each.reset(seed=0)
+    with pytest.raises(ValueError, match=r"environment state: expected .*'target'.*, got .*"):
+        env.load_state_dict(other.state_dict())
+
+
 def test_scripted_episodes_leave_the_environment_as_it_was() -> None:
     env = make("3m", 8)
     _, info = env.reset(seed=0)
@@ -754,6 +828,77 @@ def test_a_scripted_episode_that_is_interrupted_leaves_no_trace(monkeypatch) -> 
         first, second = (e.step(available(info, seed)) for e in (env, other))
         assert all(torch.equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
         info = first[4]
+
+
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """Compiled functions run as they were traced, without a minute of a C++ compiler."""
+    compile = torch.compile
+
+    def plain(graph: Any, inputs: Any, **options: Any) -> Any:
+        return graph.forward
+
+    def trace(function: Any, options: dict[str, Any], **settings: Any) -> Any:
+        options = {"guard_filter_fn": options["guard_filter_fn"]}
+        return compile(function, backend=plain, options=options, **settings)
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", trace)
+
+
+def test_a_process_compiles_more_configurations_than_dynamo_would(traced) -> None:
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=2):  # 8 take longer
+        for num_envs in range(1, 5):
+            env = make("3m", num_envs, rules="smax", compile=True)
+            env._begin(env._everyone)
+            assert (env.battle.health > 0).all()
+        assert config.recompile_limit == 256
+    with config.patch(recompile_limit=1000):
+        make("3m", rules="smax", compile=True)
+        assert config.recompile_limit == 1000  # a user's own
+
+
+def test_fused_steps_and_all_others_draw_the_same_random_numbers(traced) -> None:
+    """No state is loaded in between: where a compiled environment is behind, weapons show it."""
+    both = [make("3m", 2, rules="smax", compile=flag) for flag in (False, True)]
+    mask = both[0].reset(seed=0)[1]["avail_actions"]
+    both[1].reset(seed=0)
+
+    def steps(count: int) -> None:
+        """Of a fight; where it takes four, the time of both rows is up on the way."""
+        nonlocal mask
+        for env in both:
+            env.battle.position[0, 3:] = env.battle.position[0, :3] + 4
+            env.elapsed.copy_(env.max_episode_steps - torch.tensor([2, 3]))
+        for seed in range(count):
+            action = available({"avail_actions": mask}, seed)
+            first, second = (env.step(action) for env in both)
+            for a, b in zip(first[:4], second[:4], strict=True):
+                assert torch.allclose(a.float(), b.float(), atol=1e-3)
+            mask = first[4]["avail_actions"]
+            ended = (first[2] | first[3]).tolist()
+            assert ended == [seed == 1, seed == 2]
+
+    def attack(obs: Tensor, context: dict[str, Tensor]) -> Tensor:
+        return 7 - context["avail_actions"].flip(-1).long().argmax(-1)
+
+    for opponent in ("heuristic", attack, "weakest"):
+        for env in both:
+            env.opponent = opponent
+        steps(4)
+    returned = [env.scripted("weakest", seed=3).returned for env in both]
+    assert torch.allclose(*returned, atol=1e-3)
+    steps(4)
+    for env in both:
+        env.autoreset = "disabled"
+    steps(2)
+    reset = [env.reset(options={"reset_mask": torch.tensor([True, False])}) for env in both]
+    assert torch.allclose(reset[0][0], reset[1][0], atol=1e-3)
+    for env in both:
+        env.autoreset = "same-step"
+    steps(4)
 
 
 @pytest.mark.full

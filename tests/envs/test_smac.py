@@ -18,8 +18,9 @@ class Game:
 
     made: ClassVar[list[dict[str, Any]]] = []
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, continuing_episode: bool = False, **kwargs: Any) -> None:
         self.made.append(kwargs)
+        self.continuing = continuing_episode
         self.time, self.given = 0, []
 
     def get_env_info(self) -> dict[str, int]:
@@ -46,7 +47,7 @@ class Game:
             assert mask[action]  # as SMAC asserts
         self.time += 1
         info = {"battle_won": False}
-        if self.time == 4:
+        if self.time == 4 and self.continuing:
             info["episode_limit"] = True
         return 0.5 * self.time, self.time == 4, info
 
@@ -98,6 +99,17 @@ def test_drives_a_game(installed) -> None:
     # what is not available becomes stop, or nothing
     assert env.envs[0].game.given == [[6, 1], [6, 1], [6, 0], [6, 0]]
     assert (obs[0, 0] == 0).all()
+
+
+@pytest.mark.parametrize("id", ["smac/3m", "smacv2/terran_5_vs_5"])
+def test_the_time_limit_truncates_unless_the_game_is_told_otherwise(id: str, installed) -> None:
+    for given in ({}, {"continuing_episode": True}, {"continuing_episode": False}):
+        env = envs.make(id, workers=0, **given)
+        env.reset(seed=0)
+        for _ in range(4):
+            *_, terminated, truncated, _ = env.step(torch.ones(1, 2, dtype=torch.int64))
+        late = given.get("continuing_episode", True)
+        assert (terminated.item(), truncated.item()) == (not late, late)
 
 
 def test_random_teams_are_asked_for_as_smacv2_wants_them(installed) -> None:
