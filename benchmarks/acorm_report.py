@@ -201,8 +201,9 @@ def write_report(results: Path) -> None:
         curves, final = (read(results / f"{n}-{scale}.csv") for n in ("curves", "final"))
         if curves:
             lines += learning_tables(scale, curves, final)
-            draw_curves(curves, results / f"learning-{scale}.png")
-            lines += [f"![win rates](learning-{scale}.png)", ""]
+            if any(float(row["win_rate"]) > 0 for row in curves):  # else there is nothing to see
+                draw_curves(curves, results / f"learning-{scale}.png")
+                lines += [f"![win rates](learning-{scale}.png)", ""]
     captions = {
         "roles.png": "Roles of one trained agent", "attention.png": "What its mixer attends to",
     }  # fmt: skip
