@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from slim_report import group, read, table
 
 SHOWN = {
     "timesteps": "steps", "updates": "updates", "cpu_seconds": "CPU-s", "return": "return",
+    "return_equal_time": "return at equal CPU-s",
     "return_unseen": "return, unseen backdrop", "linear_controllable": "R² agent, linear",
     "mlp_controllable": "R² agent, MLP", "linear_distractor": "R² distractor, linear",
     "mlp_distractor": "R² distractor, MLP", "nats_controllable": "nats, agent",
@@ -37,10 +39,23 @@ def report(results: Path) -> None:
         for where, some in group(rows, _where).items():
             last = max(row["timesteps"] for row in some)
             ends = [row for row in some if row["timesteps"] == last]
+            _equal_time(some, ends)
             text += [f"## {where}", "", table(group(ends, lambda r: r["method"]), SHOWN, "method")]
             text += [""]
             _plot(some, results / f"{re.sub('[ ,/]+', '-', where)}.png")
     (results / "REPORT.md").write_text("\n".join(text))
+
+
+def _equal_time(rows: list[dict[str, Any]], ends: list[dict[str, Any]]) -> None:
+    """Add to the last points the return at the CPU-seconds after which the first run was done.
+
+    Between two points of a curve it is interpolated.
+    """
+    spent = min(row["cpu_seconds"] for row in ends)
+    for end in ends:
+        curve = [r for r in rows if (r["method"], r["seed"]) == (end["method"], end["seed"])]
+        times, returns = ([r[name] for r in curve] for name in ("cpu_seconds", "return"))
+        end["return_equal_time"] = np.interp(spent, times, returns)
 
 
 def _where(row: dict[str, Any]) -> str:
