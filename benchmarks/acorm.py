@@ -13,10 +13,10 @@ episodes, and targets that look further ahead (TD(λ)); `cpu-long` takes twice a
 `cpu-smax` eight times as many. `jaxmarl` leaves all to `qmix-jaxmarl` but the number of steps, over
 a tenth of which ε falls; `jaxmarl-half` takes half as many. `mappo`, for `acorm-mappo` and
 `recurrent-mappo`, leaves all to them but the number of steps and of updates before roles are used.
-A map `smax:2s3z` has the rules of SMAX. All methods have the same settings, environment steps and
-gradient steps; those that train ACORM's embedding and roles first are among them. Every run is a
-directory under runs/benchmark/acorm and is skipped when it is done, so the command can be
-interrupted and issued again. Results on `combat` are not SMAC results.
+A map `smax:2s3z` has the rules of SMAX. In the scales `cpu` all methods have the same settings,
+environment steps and gradient steps; those that train ACORM's embedding and roles first are among
+them. Every run is a directory under runs/benchmark/acorm and is skipped when it is done, so the
+command can be interrupted and issued again. Results on `combat` are not SMAC results.
 """
 
 from __future__ import annotations
