@@ -58,9 +58,11 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     from agents.core.log import NonFiniteError
+    from agents.core.memory import keep_freed
     from envs.base import SimulationError
     from envs.hdf5 import DataError
 
+    keep_freed()
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:  # `train.py slim …` trains
         command, rest = "train", arguments

@@ -82,8 +82,9 @@ class InfoPowerConfig(AgentConfig):
     constraint: Literal["separate", "joint", "none"] = "separate"
     """A multiplier for each term that has a target; the published single λ on their sum; or fixed
     weights. In all of them forward information below its target is free (free nats, ours)."""
-    empowerment_target: float | None = 1.0
-    """Empowerment to reach [nats per action dimension]; None keeps the weight fixed."""
+    empowerment_target: float | None = 0.4
+    """Empowerment to reach [nats per action dimension]; None keeps the weight fixed. Where a target
+    is out of reach, λ ends at its bound and is a fixed weight, too."""
     reward_target: float | None = None
     """Reward information to reach [nats]; None keeps the weight fixed."""
     forward_target: float = 3.0

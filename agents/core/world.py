@@ -66,9 +66,10 @@ class ConvEncoder(nn.Module):
         if obs.dtype != torch.uint8:
             raise ValueError(f"images: expected uint8, got {obs.dtype}")
         lead = obs.shape[:-3]
-        # bfloat16 holds 0 .. 255 exactly, in half of the memory.
+        # bfloat16 holds 0 .. 255 exactly, in half of the memory; bytes are the cheapest to reorder.
         kind = torch.bfloat16 if self.low_precision else torch.float32
-        x = obs.flatten(0, -4).to(kind, memory_format=torch.channels_last).mul_(1 / 255).sub_(0.5)
+        x = obs.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        x = x.to(kind).mul_(1 / 255).sub_(0.5)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.low_precision):
             x = self.layers(x)
         return self.norm(x.float().reshape(*lead, self.size))

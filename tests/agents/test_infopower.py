@@ -199,7 +199,7 @@ def terms(**values) -> dict[str, torch.Tensor]:
 
 
 def test_multipliers_rise_under_violation_and_fall_otherwise():
-    agent = tiny(reward_target=0.5)
+    agent = tiny(reward_target=0.5, empowerment_target=1.0)  # of each of two dimensions
     before = agent._weights(terms(empowerment=2.0, reward=0.5, forward=3.0))  # each at its target
     assert before == {
         "empowerment": pytest.approx(0.3),
