@@ -7,6 +7,7 @@ are off here, as are reflections, haze and skybox.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, Literal
 
 import mujoco
@@ -97,6 +98,12 @@ class GLRenderer:
 
 def _context(kind: str, side: int) -> Any:
     library, packages = LIBRARIES[kind]
+    chosen = os.environ.get("PYOPENGL_PLATFORM") or kind
+    if chosen.lower() != kind:  # PyOpenGL takes one for good
+        raise ImportError(
+            f"renderer={kind!r}: PYOPENGL_PLATFORM is {chosen!r}, by itself or since this process "
+            "asked for that before; expected a new process without it, or renderer='ray'"
+        )
     try:
         return importlib.import_module(f"mujoco.{kind}").GLContext(side, side)
     except Exception as error:  # PyOpenGL fails in as many ways as there are missing pieces

@@ -185,13 +185,13 @@ def _ghost(
     split: Split,
     window: int,
 ) -> Recorded:
-    def without_floor() -> SuiteTask:
+    def alone() -> SuiteTask:
         made = task()
-        made.planes = False
+        made.planes = made.targets = False
         return made
 
     def make(clips: int, seed: int) -> SuitePixels:
         settings: dict[str, Any] = {"size": window, "action_repeat": action_repeat}
-        return SuitePixels(without_floor, clips, seed=seed, camera=camera, **settings)
+        return SuitePixels(alone, clips, seed=seed, camera=camera, **settings)
 
     return record(make, split)

@@ -76,6 +76,7 @@ class SuiteTask(Task):
         domain: name of dm_control's MJCF file.
         total_mass: to which the masses are scaled [kg], if at all.
         planes: whether pictures show planes, which are floors and walls.
+        targets: whether there is a target to be seen and observed, in tasks that have one.
         camera: for pixels; None is the model's first.
     """
 
@@ -86,6 +87,7 @@ class SuiteTask(Task):
     fresh = True
     total_mass: float | None = None
     planes: bool = True
+    targets: bool = True
     camera: str | None = None
 
     def model(self) -> mujoco.MjModel:
@@ -110,6 +112,9 @@ class SuiteTask(Task):
         model = spec.compile()
         if not self.planes:  # they stay what bodies rest on
             model.geom_group[model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE] = HIDDEN_GROUP
+        if not self.targets:
+            goals = [model.geom(i).name == "goal" for i in range(model.ngeom)]
+            model.geom_group[goals] = HIDDEN_GROUP
         if self.total_mass is not None:
             mujoco.mj_setTotalmass(model, self.total_mass)
             mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -324,7 +329,8 @@ class Reacher(SuiteTask):
 
     def observe(self, sim: BatchedSim) -> Tensor:
         """Angles, finger to target [m], velocities."""
-        return torch.cat((sim.qpos, self.target - self.finger, sim.qvel), 1).float()
+        target = (self.target - self.finger,) if self.targets else ()
+        return torch.cat((sim.qpos, *target, sim.qvel), 1).float()
 
     def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """1 while finger and target touch."""
@@ -436,7 +442,7 @@ class Finger(SuiteTask):
         """Finger's angles, tip seen from the hinge [m], velocities, touch (log), target."""
         tip = (self.tip - self.hinge)[:, ::2]
         touch = torch.cat(self.touch, 1).log1p()
-        target = () if self.target is None else self.to_target()
+        target = () if self.target is None or not self.targets else self.to_target()
         return torch.cat((sim.qpos[:, :2], tip, sim.qvel, touch, *target), 1).float()
 
     def reward(self, sim: BatchedSim, action: Tensor) -> tuple[Tensor, dict[str, Any]]:

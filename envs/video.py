@@ -58,7 +58,7 @@ def find_videos(folder: str | Path | None = None, split: Split = "train") -> lis
         raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, PACKAGED))}")
     if folder is None:
         return [_packaged(*source) for source in PACKAGED[split]]
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path) or not str(folder):
         raise ValueError(f"videos={folder!r}: expected a folder of videos")
     path = Path(os.path.expanduser(folder))  # unlike Path's leaves an unknown ~user as it is
     if not path.is_dir():

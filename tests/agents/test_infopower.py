@@ -464,6 +464,14 @@ def test_wrong_environments_and_settings_are_named():
     wide.single_action_space = gym.spaces.Box(-np.inf, np.inf, (2,))
     with pytest.raises(ConfigError, match="needs bounded actions"):
         tiny(wide)
+    flat = Square()
+    flat.single_action_space = gym.spaces.Box(np.zeros(2, "float32"), np.array([0, 1], "float32"))
+    with pytest.raises(ConfigError, match="needs bounded actions, low < high"):
+        tiny(flat)
+    small = Square()
+    small.single_observation_space = gym.spaces.Box(0, 255, (3, 8, 8), np.uint8)
+    with pytest.raises(ConfigError, match="needs images of at least 16 x 16"):
+        tiny(small)
     with pytest.raises(ConfigError, match=r"replay_capacity=20: expected at least 24, batch_leng"):
         tiny(Square(4), replay_capacity=20)
     with pytest.raises(ConfigError, match=r"forward_weight=0\.001: expected 0, or 0\.01 \.\. 10"):

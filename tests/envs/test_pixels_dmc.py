@@ -132,13 +132,14 @@ def test_a_camera_that_could_shake_shows_what_a_still_one_does(renderer: str) ->
 
 
 def test_a_shaking_camera_shifts_the_agent() -> None:
-    """The cut-out is the still camera's, moved by what ground truth says; the backdrop stays."""
+    """The cut-out is the still camera's, moved down and right by what ground truth says; the
+    backdrop stays."""
     env = make(background="noise", camera_jitter=4)
     env.reset(seed=4)
     env.jitter.state[0], env.jitter.state[1] = 0.0, torch.tensor([2.0, -2.0, 0, 0, 0])
     obs = env._observe()
     whole = env.sim.render(env._camera, (40, 40), "rgba", shadows=False)
-    for row, (top, left) in enumerate(((4, 4), (8, 0))):
+    for row, (top, left) in enumerate(((4, 4), (0, 8))):
         cut = whole[row, :, top : top + 32, left : left + 32]
         expected = torch.where(cut[3] > 0, cut[:3], env.backdrop.picture()[row])
         assert torch.equal(obs[row], expected)
@@ -167,6 +168,19 @@ def test_the_ghost_is_another_robot() -> None:
     robot = (frames != torch.tensor(PLAIN, dtype=torch.uint8).view(3, 1, 1)).any(1)
     assert 0.002 < robot.float().mean() < 0.3
     assert labels[:, 0].std() > 0.1  # it moves about
+
+
+def test_a_ghost_has_no_target_and_no_start_of_an_environment() -> None:
+    """Only what is to be reached is red; a label has no more than what is shown."""
+    env = make("pixels/dmc/reacher-easy", background="ghost", size=48)
+    frames, labels = env.backdrop._frames, env.backdrop._labels
+    plain = make("pixels/dmc/reacher-easy", num_envs=8, size=48)
+    obs, info = plain.reset(seed=0)
+    red = [(x[:, 0] - x[:, 1] > 80) & (x[:, 1] - x[:, 2] < 15) for x in (obs.int(), frames.int())]
+    assert red[0].flatten(1).any(1).all() and not red[1].any()
+    assert labels.shape[1] == 4  # two angles, two velocities
+    starts = labels.view(8, 125, 4)[:, 0, :2]
+    assert (info["controllable"][:, None, :2] - starts).abs().amax(-1).min() > 1e-3
 
 
 def test_a_run_goes_on_from_its_state() -> None:
@@ -222,11 +236,18 @@ def test_a_missing_library_is_named(renderer: str, monkeypatch: pytest.MonkeyPat
         raise AttributeError("'NoneType' object has no attribute 'glGetError'")
 
     monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
     library = {"egl": "libEGL", "osmesa": "libOSMesa"}[renderer]
     with pytest.raises(
         ImportError, match=rf"{library}.*apt-get install.*renderer='ray' needs only"
     ):
         make(renderer=renderer)
+
+
+def test_a_process_that_has_another_opengl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    with pytest.raises(ImportError, match=r"'osmesa': PYOPENGL_PLATFORM is 'egl'.*a new process"):
+        make(renderer="osmesa")
 
 
 @pytest.mark.parametrize(
