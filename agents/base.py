@@ -27,6 +27,7 @@ from agents.core.checkpoint import CheckpointError, load_checkpoint, save_checkp
 from agents.core.config import ConfigError, build, require, to_dict
 from agents.core.evaluate import Episodes, evaluate
 from agents.core.log import FiniteGuard, Mean, NonFiniteError
+from agents.core.replay import Replay
 from agents.core.structure import load_optimizer, require_like
 from envs.base import BatchedEnv
 
@@ -515,7 +516,8 @@ class Agent:
         The environment is continued too unless it is not the same one, has another number of rows
         or the checkpoint comes from another kind of device, whose simulation and random numbers do
         not carry over; then training goes on from freshly reset environments. So do all processes
-        of `torchrun` but the first, whose environments a checkpoint holds.
+        of `torchrun` but the first, whose environments a checkpoint holds. What a replay holds of
+        an environment that is not the same one is forgotten: it fills again.
 
         Raises:
             ValueError: the tree belongs to another agent or to networks of other sizes.
@@ -544,6 +546,9 @@ class Agent:
         for name, part in self.parts.items():
             if name not in tree["parts"]:
                 raise ValueError(f"lacks the part {name!r} of agent {self.name!r}")
+            if isinstance(part, Replay) and not same_env:
+                part.clear()
+                continue
             try:
                 if isinstance(part, torch.optim.Optimizer):
                     load_optimizer(part, tree["parts"][name])
@@ -551,7 +556,7 @@ class Agent:
                     part.load_state_dict(tree["parts"][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 if "replay" in str(error) and not (same_rows and same_env):
-                    continue  # a memory of other environments; it fills again
+                    continue  # a memory of another number of environments; it fills again
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(f"part {name!r} does not fit: {reason}") from None
         self.num_timesteps, self.num_updates = tree["num_timesteps"], tree["num_updates"]
@@ -594,8 +599,8 @@ class Agent:
         Args:
             path: of the checkpoint.
             env: another environment than the one it was trained in. Another id, or `env_kwargs`,
-                begin at a reset; an object has to be able to go on where training stopped, unless
-                it has another number of rows.
+                begin at a reset and with an empty replay; an object has to be able to go on where
+                training stopped, unless it has another number of rows.
             device: where to put it.
             **overrides: settings to change, e.g. `num_envs=1`.
 

@@ -514,3 +514,18 @@ def test_learns_to_push_the_square_to_the_middle():
     before = agent.evaluate(Square(64), 64)["return_mean"]
     agent.learn(total_timesteps=6400)
     assert agent.evaluate(Square(64), 64)["return_mean"] > before + 6
+
+
+def test_a_memory_of_another_environment_is_forgotten(tmp_path):
+    world = {"size": 32, "background": "noise"}
+    agent = tiny("pixels/arm", env_kwargs=world, prefill=10**6).learn()
+    agent.save(tmp_path / "a.ckpt")
+    stored = len(agent.replay)
+    assert stored
+    assert len(InfoPower.load(tmp_path / "a.ckpt", env="pixels/arm").replay) == stored
+    point = InfoPower.load(tmp_path / "a.ckpt", env="pixels/point")
+    assert not len(point.replay)
+    still = InfoPower.load(tmp_path / "a.ckpt", env_kwargs={**world, "background": "static"})
+    assert not len(still.replay)
+    still.learn(total_timesteps=stored + 20)
+    assert len(still.replay) == 20  # of the new one alone
