@@ -29,7 +29,7 @@ from agents.core.evaluate import Episodes, evaluate
 from agents.core.log import FiniteGuard, Mean, NonFiniteError
 from agents.core.replay import Replay
 from agents.core.structure import load_optimizer, require_like
-from envs.base import BatchedEnv
+from envs.base import BatchedEnv, to_tensor
 
 if TYPE_CHECKING:
     from agents.core.run import Run
@@ -362,7 +362,8 @@ class Agent:
         """Actions for one observation or a batch, as SB3's `PolicyPredictor`.
 
         Args:
-            observation: array or tensor, [D] or [N, D].
+            observation: array or tensor, [D] or [N, D]; images [C, H, W] or [N, C, H, W], or as
+                the gymnasium environment in which the agent trains gives them, e.g. [H, W, C].
             state: what the previous call returned; None starts afresh.
             episode_start: bool [N], rows that begin an episode.
             deterministic: the most likely action instead of a sample.
@@ -373,12 +374,15 @@ class Agent:
             Actions of the observation's kind and batch shape, and the state for the next call.
 
         Raises:
-            ValueError: wrong observation shape, a state for another number of rows, or no
-                `action_masks` where not every action is always available.
+            ValueError: an observation of another shape or none at all, a state for another number
+                of rows, or no `action_masks` where not every action is always available.
         """
         tensor = isinstance(observation, Tensor)
-        obs = torch.as_tensor(observation, device=self.device)
+        obs = to_tensor(observation, "observation", self.device)
         space = self.env.single_observation_space
+        if self.env.channels and obs.shape[-3:] != space.shape and obs.dim() in (3, 4):
+            first = obs.movedim(self.env.channels - 3, -3)
+            obs = first if first.shape[-3:] == space.shape else obs
         single = obs.shape == space.shape
         if not single and obs.shape[1:] != space.shape:
             raise ValueError(
@@ -435,19 +439,26 @@ class Agent:
             self.generator = kept
 
     def evaluate(
-        self, env: BatchedEnv | None = None, episodes: int | None = None, deterministic: bool = True
+        self,
+        env: BatchedEnv | gym.Env | None = None,
+        episodes: int | None = None,
+        deterministic: bool = True,
     ) -> dict[str, float]:
         """Metrics of whole episodes: `return_mean`, `return_std`, `episodes`, and the agent's own.
 
         A function of the parameters alone: environment and exploration are reseeded.
 
         Args:
-            env: where to evaluate; a fresh copy of the training environment if None.
+            env: where to evaluate, a `BatchedEnv` or a gymnasium environment; a fresh copy of the
+                training environment if None.
             episodes: how many, rounded up to whole batches; `eval_episodes` if None.
             deterministic: act without exploration.
+
+        Raises:
+            ConfigError: `env` is something else, or has other spaces than in training.
         """
         count: int = episodes or self.config.eval_episodes
-        env = env or self.make_eval_env(count)
+        env = self.make_eval_env(count) if env is None else self._adopt(env)
         for name in ("single_observation_space", "single_action_space"):
             given, own = getattr(env, name).shape, getattr(self.env, name).shape
             if given != own:
@@ -462,7 +473,11 @@ class Agent:
         return {}
 
     def make_eval_env(self, num_envs: int, **kwargs: Any) -> BatchedEnv:
-        """A fresh environment like the one this agent trains in; `kwargs` change its arguments."""
+        """A fresh environment like the one this agent trains in; `kwargs` change its arguments.
+
+        Raises:
+            ConfigError: it has no such argument, or was passed as an object and has no id.
+        """
         try:
             envs.find(self.config.env)
         except ValueError:
@@ -470,8 +485,7 @@ class Agent:
                 f"env={self.config.env!r}: not a registered environment, so evaluation needs one: "
                 "pass env="
             ) from None
-        arguments = {**self.config.env_kwargs, **kwargs}
-        return envs.make(self.config.env, num_envs, self.device, self.config.seed, **arguments)
+        return self._made(num_envs, self.config.seed, {**self.config.env_kwargs, **kwargs})
 
     def report(self, directory: Path) -> dict[str, float]:
         """Evaluate and leave plots and videos in a run directory; returns the metrics."""
@@ -639,20 +653,35 @@ class Agent:
 
     def _make_env(self, env: str | BatchedEnv | gym.Env | None) -> BatchedEnv:
         config = self.config
+        if env is not None and not isinstance(env, str):
+            return self._adopt(env)
+        return self._made(config.num_envs, self.seed, config.env_kwargs)
+
+    def _adopt(self, env: BatchedEnv | gym.Env) -> BatchedEnv:
+        """An environment that was passed as an object."""
         if isinstance(env, BatchedEnv):
             if env.device.type != self.device.type:
-                raise ConfigError(f"device={config.device!r}: the environment is on {env.device}")
+                raise ConfigError(
+                    f"device={self.config.device!r}: the environment is on {env.device}"
+                )
             return env
         if isinstance(env, gym.Env):
             from envs.adapt import from_gymnasium
 
-            return from_gymnasium(env, device=self.device, seed=self.seed)
+            try:
+                return from_gymnasium(env, device=self.device, seed=self.seed)
+            except ValueError as error:
+                raise ConfigError(f"env={_env_name(env)}: {error}") from None
+        expected = "a BatchedEnv or a gymnasium environment (gymnasium.Env)"
+        raise ConfigError(f"env: expected {expected}, got {type(env).__name__}")
+
+    def _made(self, num_envs: int, seed: int, arguments: Mapping[str, Any]) -> BatchedEnv:
+        """The environment that the configuration names."""
+        name = self.config.env
         try:
-            return envs.make(
-                config.env, config.num_envs, self.device, self.seed, **config.env_kwargs
-            )
+            return envs.make(name, num_envs, self.device, seed, **arguments)
         except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"env={config.env}: {error}") from None
+            raise ConfigError(f"env={name}: {error}") from None
 
 
 def _env_name(env: BatchedEnv | gym.Env) -> str:

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from envs import particles, pixels, suite
-from envs.base import BatchedEnv, CounterRNG
+from envs.base import BatchedEnv, CounterRNG, check_device
 from envs.combat import make_combat
 from envs.contract import ContractError, check
 from envs.families import AntDir, HalfCheetahDir, HalfCheetahVel, HopperParam, WalkerParam, family
@@ -127,9 +127,10 @@ def make(
         **kwargs: the environment's own arguments.
 
     Raises:
-        ValueError: unknown id or argument, or an argument out of range; names the nearest valid.
+        ValueError: unknown id, argument or device, or an argument out of range; names the nearest
+            valid.
     """
-    factory = find(id)
+    factory, device = find(id), check_device(device)
     known = inspect.signature(factory).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         for name in kwargs:

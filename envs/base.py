@@ -61,6 +61,37 @@ def check_seed(seed: int) -> int:
     return number
 
 
+def check_device(name: torch.device | str) -> torch.device:
+    """The device of that name, if there is one.
+
+    Raises:
+        ValueError: no device's name, or of a GPU where torch sees none.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={name!r}: expected cpu, cuda or cuda:<index>") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(name)!r}: torch {torch.__version__} sees no CUDA device")
+    return device
+
+
+def to_tensor(value: Any, name: str, device: torch.device) -> Tensor:
+    """`value` on a device.
+
+    Raises:
+        ValueError: it is neither a tensor nor anything like an array of numbers.
+    """
+    if isinstance(value, Tensor):
+        return value.to(device)
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        kind += f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
+        raise ValueError(f"{name}: expected a tensor or an array of numbers, got {kind}") from None
+
+
 class SimulationError(RuntimeError):
     """The simulation went wrong: contacts were dropped, or the physics raised an error."""
 
@@ -206,6 +237,9 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
     """Observation columns that skills should be about; None means all."""
     num_agents: int | None = None
     """A of a multi-agent environment."""
+    channels: int | None = None
+    """Axis of channels in the images of the environment behind this one, where it has another
+    layout; images here are [C, H, W]."""
 
     def __init__(
         self,
@@ -218,7 +252,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: expected at least 1")
         self.num_envs = num_envs
-        self.device = torch.device(device)
+        self.device = check_device(device)
         self.single_observation_space = observation_space
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, num_envs)
@@ -341,8 +375,8 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
             obs [N, D], reward float32 [N], terminated bool [N], truncated bool [N], info.
 
         Raises:
-            ValueError: wrong shape or dtype, or (on CPU, where looking is free) actions that are
-                not finite, or not among the discrete ones.
+            ValueError: no array, wrong shape or dtype, or (on CPU, where looking is free) actions
+                that are not finite, or not among the discrete ones.
         """
         action = self._check(actions)
         if self.autoreset is AutoresetMode.DISABLED and self.device.type == "cpu":
@@ -399,7 +433,7 @@ class BatchedEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return reward, terminated, info
 
     def _check(self, actions: Any) -> Tensor:
-        action = torch.as_tensor(actions, device=self.device)
+        action = to_tensor(actions, "action", self.device)
         if self._integer and action.is_floating_point():
             raise ValueError(f"action: expected integers, got {action.dtype}")
         action = action.to(self._action_dtype)

@@ -218,7 +218,7 @@ class GymnasiumBatch(BatchedEnv):
         self, rows: Any, copy: Any, num_envs: int, device: torch.device | str = "cpu", seed: int = 0
     ) -> None:
         self._rows = rows  # first: `close` finds them if anything below fails
-        space, _ = tensor_space(copy)
+        space, self.channels = tensor_space(copy)
         super().__init__(num_envs, space, copy.action_space, device, seed)
         self.envs = rows.envs if isinstance(rows, Rows) else []
         self.spec = copy.spec
@@ -437,6 +437,11 @@ def tensor_space(copy: Any) -> tuple[spaces.Box, int | None]:
         channels = int(np.argmin(space.shape))
         low, high = (np.moveaxis(bound, channels, 0) for bound in (space.low, space.high))
         return spaces.Box(low, high, dtype=np.uint8), channels
+    if isinstance(space, spaces.Box) and len(space.shape) == 3 and min(space.shape) <= 4:
+        raise ValueError(
+            f"observation_space: expected images of uint8, 0 to 255, got {space.dtype} of shape "
+            f"{space.shape}; gymnasium.wrappers.TransformObservation can convert them"
+        )
     raise ValueError(
         f"observation_space: expected a Box with one axis or a uint8 image, got {space}; "
         "wrap the environment in gymnasium.wrappers.FlattenObservation"

@@ -83,6 +83,9 @@ def test_predict_refuses_wrong_shapes(small):
     with pytest.raises(ValueError, match=r"observation: expected shape \(22,\).*got \(3, 21\)"):
         agent.predict(np.zeros((3, 21), np.float32))
     state = agent.initial_state(2)
+    for bad, kind in (("x", "str"), (np.array(["x"]), "ndarray of <U1"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"observation: expected a tensor or .*, got {kind}"):
+            agent.predict(bad)
     with pytest.raises(ValueError, match="state: expected 3 rows"):
         agent.predict(np.zeros((3, 22), np.float32), state=state)
 
@@ -119,6 +122,21 @@ def test_trains_and_evaluates_in_a_foreign_environment_by_id(small):
         SLIM("gym/Pendulum-v1", **small | {"env_kwargs": {"autoreset": "next-step"}})
     with pytest.raises(ConfigError, match="did you mean 'Pendulum-v1'"):
         SLIM("gym/Pendulm-v1", **small)
+
+
+def test_evaluates_in_a_gymnasium_environment(small):
+    agent = SLIM("gym/Pendulum-v1", **{**small, "env_kwargs": {"workers": 0}})
+    assert agent.evaluate(gym.make("Pendulum-v1"), episodes=1)["episodes"] == 1
+    with pytest.raises(ConfigError, match=r"env: expected a BatchedEnv or a gymnasium .* got str"):
+        agent.evaluate("gym/Pendulum-v1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"env: expected a BatchedEnv or a gymnasium .* got int"):
+        SLIM(3, **small)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"env: expected observation_space \(3,\), as in training, got"
+    ):
+        agent.evaluate(gym.make("MountainCarContinuous-v0"))
+    with pytest.raises(ConfigError, match="no argument 'strat'; did you mean 'start'"):
+        SLIM(**small).make_eval_env(2, strat="easy")
 
 
 def test_what_is_not_installed_is_one_line(small, monkeypatch):

@@ -516,6 +516,41 @@ def test_learns_to_push_the_square_to_the_middle():
     assert agent.evaluate(Square(64), 64)["return_mean"] > before + 6
 
 
+class Images(gym.Env):
+    """Images [H, W, C] of a gymnasium environment, in which nothing happens."""
+
+    def __init__(self, dtype=np.uint8, shape=(48, 40, 3)):
+        self.observation_space = gym.spaces.Box(0, 255 if dtype == np.uint8 else 1, shape, dtype)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, True, {}
+
+
+def test_predicts_from_images_as_the_own_environment_gives_them():
+    env = Images(shape=(48, 48, 3))
+    agent = tiny(env, prefill=0)
+    image = env.reset(seed=1)[0]
+    expected, _ = agent.predict(image.transpose(2, 0, 1), deterministic=True)
+    action, _ = agent.predict(image, deterministic=True)
+    np.testing.assert_array_equal(action, expected)
+    batch = torch.from_numpy(np.stack([image] * 3))
+    actions, _ = agent.predict(batch, deterministic=True)
+    assert actions.shape == (3, 2)
+    np.testing.assert_allclose(actions, np.stack([expected] * 3), atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected shape \(3, 48, 48\).*got \(48, 40, 3\)"):
+        agent.predict(image[:, :40])
+    with pytest.raises(ValueError, match=r"expected shape \(3, 48, 48\)"):
+        tiny().predict(image)  # its own environment has no other layout
+    with pytest.raises(ConfigError, match=r"env=Images: .*expected images of uint8, 0 to 255, got"):
+        tiny(Images(np.float32))
+
+
 def test_a_memory_of_another_environment_is_forgotten(tmp_path):
     world = {"size": 32, "background": "noise"}
     agent = tiny("pixels/arm", env_kwargs=world, prefill=10**6).learn()

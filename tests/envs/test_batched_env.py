@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 from toy import PointMass
 
+import envs
 from envs.adapt import to_gymnasium
 from envs.base import BatchedEnv, CounterRNG
 
@@ -405,3 +406,19 @@ def test_step_never_looks_at_values_away_from_the_cpu(mode: str) -> None:
         assert obs.device.type == info["final_obs"].device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
         bool(info["_final_obs"].any())
+
+
+def test_what_is_no_device_or_action_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="device='gpu': expected cpu, cuda or cuda:<index>"):
+        envs.make("pixels/arm", device="gpu")
+    with pytest.raises(ValueError, match="device='gpu': expected cpu, cuda or cuda:<index>"):
+        BatchedEnv(1, gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (2,)), device="gpu")
+    env = envs.make("point-robot")
+    env.reset(seed=0)
+    with pytest.raises(
+        ValueError, match="action: expected a tensor or an array of numbers, got st"
+    ):
+        env.step("x")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device='cuda': torch .* sees no CUDA device"):
+        envs.make("point-robot", device="cuda")
