@@ -6,6 +6,7 @@
     python train.py resume run=runs/…               go on with an interrupted run
     python train.py replay run=runs/…               repeat what led to a NaN or infinity
     python train.py eval run=runs/… episodes=512    evaluate its last checkpoint
+    python train.py eval run=runs/… env_kwargs.split=held-out       in a changed environment
     python train.py eval <checkpoint> dataset=… context=ood-behaviour     on a dataset of tasks
     python train.py smoke/slim                      a run of seconds
     python train.py data point-robot out=data       offline data of a family of tasks, in Minari
@@ -16,6 +17,7 @@
     python train.py list                            agents, baselines, environments
     python train.py slim --help                     every setting of an agent
     python train.py list tabletop                   every argument of an environment
+    python train.py list pixels/dmc                 the environments of a group
 
 Settings are `key=value`: dataclass defaults < configs/<agent>.yaml < the command line. A run
 directory is a function of the settings, so issuing a command again never does work twice.
@@ -30,6 +32,7 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,9 @@ def _train(agent_name: str, name: str, config: Any, directory: Path) -> int:
 def evaluate(arguments: list[str]) -> int:
     """`eval run=<directory> [episodes=N] [json=<file>]`, or checkpoint=<file> or just <file>.
 
+    `env_kwargs.<name>=<value>` changes an argument of the environment for the evaluation, such as
+    `eval run=runs/… env_kwargs.background=video env_kwargs.split=held-out`; see `list <env>`.
+
     With `dataset=` the checkpoints (one, or the seeds of an experiment) are evaluated on its tasks:
     `eval <checkpoint> … dataset=<directory or id> context=iid …`, see `eval --help`. Of a run the
     last is the result; `best/…` are the best one's, which was chosen by its returns in evaluation.
@@ -194,10 +200,14 @@ def evaluate(arguments: list[str]) -> int:
     device, rest = _take(rest, "device")
     offline = any(argument.startswith("dataset=") for argument in rest)
     episodes, rest = (None, rest) if offline else _take(rest, "episodes")
+    changes: list[str] = []
+    if not offline:
+        changes = [argument for argument in rest if argument.startswith("env_kwargs.")]
+        rest = [argument for argument in rest if argument not in changes]
     if rest and not offline:
         raise configuration.ConfigError(
-            f"eval: unknown {rest[0]!r}, expected run=, checkpoint=, dataset=, episodes=, json= or "
-            "device="
+            f"eval: unknown {rest[0]!r}, expected run=, checkpoint=, dataset=, episodes=, json=, "
+            "device= or env_kwargs.<name>="
         )
     files += [Path(checkpoint)] if checkpoint else []
     if (directory is None) == (not files):
@@ -221,7 +231,13 @@ def evaluate(arguments: list[str]) -> int:
         if len(files) > 1:
             raise configuration.ConfigError("eval: several checkpoints need dataset=")
         agent = agents.load(files[0], device=device or "auto")
-        results = agent.evaluate(episodes=int(episodes) if episodes else None)
+        env, count = None, int(episodes) if episodes else agent.config.eval_episodes
+        if changes:
+            changed = configuration.build(
+                agent.Config, [configuration.to_dict(agent.config)], changes
+            )
+            env = agent.make_eval_env(count, **changed.env_kwargs)
+        results = agent.evaluate(env, count)
     print_results(results)
     if output is not None:
         try:
@@ -370,11 +386,14 @@ def report(arguments: list[str]) -> int:
 
 
 def show(arguments: list[str]) -> int:
-    """`list`: what can be trained, and where; `list <environment>`: its arguments."""
+    """`list`: what can be trained, and where; `list <environment>` its arguments, `<group>` ids."""
     import envs
     from agents import AGENTS
     from agents.core.config import ConfigError, read_yaml
 
+    if arguments and arguments[0] not in envs.ENVS and (ids := envs.group(arguments[0])):
+        _list_environments(ids)
+        return 0
     if arguments:
         try:
             factory = envs.find(arguments[0])
@@ -396,11 +415,19 @@ def show(arguments: list[str]) -> int:
         comment = path.read_text().splitlines()[0].lstrip("# ")
         print(f"  {path.stem:20} [{read_yaml(path)['agent']}] {comment}")
     print("\nEnvironments")
-    for name, factory in envs.ENVS.items():
-        print(f"  {name:20} {_first_line(getattr(factory, 'func', factory))}")
+    _list_environments(envs.ENVS)
     for prefix, factory in envs.FOREIGN.items():
         print(f"  {prefix + '/<id>':20} {_first_line(factory)}")
     return 0
+
+
+def _list_environments(ids: Iterable[str]) -> None:
+    """A line for each."""
+    import envs
+
+    for name in ids:
+        factory = envs.ENVS[name]
+        print(f"  {name:20} {_first_line(getattr(factory, 'func', factory))}")
 
 
 def print_results(results: dict[str, Any]) -> None:

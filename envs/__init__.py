@@ -37,6 +37,7 @@ __all__ = [
     "CounterRNG",
     "check",
     "find",
+    "group",
     "make",
 ]
 
@@ -85,18 +86,28 @@ FOREIGN: dict[str, Callable[..., BatchedEnv]] = {
 """By prefix, what makes the environments of other libraries: `gym/CartPole-v1`."""
 
 
+def group(prefix: str) -> list[str]:
+    """Ids below a prefix: those of `pixels/dmc` are `pixels/dmc/cartpole-balance` and so on."""
+    return [id for id in ENVS if id.startswith(f"{prefix.rstrip('/')}/")]
+
+
 def find(id: str) -> Callable[..., BatchedEnv]:
     """What makes the environment `id`; takes `num_envs`, `device`, `seed` and its own arguments.
 
     Raises:
-        ValueError: unknown id; names the nearest valid.
+        ValueError: unknown id; names the nearest valid, and those of its group.
     """
     if id in ENVS:
         return ENVS[id]
     prefix, _, name = id.partition("/")
     if prefix in FOREIGN and name:
         return partial(FOREIGN[prefix], name)
-    raise ValueError(f"unknown environment {id!r}{_hint(id, [*ENVS, *(f'{p}/' for p in FOREIGN)])}")
+    if group(id):
+        raise ValueError(f"{id!r} is a group of environments{_members(id)}")
+    above = id.rpartition("/")[0]
+    members = _members(above) if group(above) else ""
+    hint = _hint(id, [*ENVS, *(f"{prefix}/" for prefix in FOREIGN)])
+    raise ValueError(f"unknown environment {id!r}{hint}{members}")
 
 
 def make(
@@ -144,6 +155,15 @@ def make(
             max_episode_steps=env.max_episode_steps, kwargs={"env_id": id, **kwargs},
         )  # fmt: skip
     return env
+
+
+def _members(prefix: str) -> str:
+    """The first ids of a group, for a message."""
+    names = [id.removeprefix(f"{prefix.rstrip('/')}/") for id in group(prefix)]
+    more = ", …" if len(names) > 10 else ""
+    return (
+        f"; {prefix.rstrip('/')}/ has {', '.join(names[:10])}{more}, see `train.py list {prefix}`"
+    )
 
 
 def _hint(name: str, choices: Any) -> str:

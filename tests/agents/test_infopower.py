@@ -1,5 +1,6 @@
 """InfoPower: what each term is, that empowerment cannot leak, and the contract of an agent."""
 
+import json
 from pathlib import Path
 
 import gymnasium as gym
@@ -564,3 +565,31 @@ def test_a_memory_of_another_environment_is_forgotten(tmp_path):
     assert not len(still.replay)
     still.learn(total_timesteps=stored + 20)
     assert len(still.replay) == 20  # of the new one alone
+
+
+def test_is_evaluated_in_a_changed_environment_from_the_command_line(tmp_path, capsys):
+    checkpoint, result = tmp_path / "a.ckpt", tmp_path / "a.json"
+    world = {"size": 32, "background": "noise", "duration": 4}
+    agent = tiny("pixels/arm", env_kwargs=world)
+    agent.save(checkpoint)
+    command = ["eval", str(checkpoint), "device=cpu", "episodes=4", f"json={result}"]
+
+    def evaluated(*changes: str) -> dict:
+        assert train.main([*command, *changes]) == 0
+        return json.loads(result.read_text())
+
+    env = agent.make_eval_env(4, background="none", duration=6)
+    assert evaluated() == agent.evaluate(episodes=4)
+    changed = evaluated("env_kwargs.background=none", "env_kwargs.duration=6")
+    assert changed == agent.evaluate(env, 4)
+    assert changed["length_mean"] != evaluated()["length_mean"]
+    for change, message in (
+        ("env_kwargs.splitt=held-out", "no argument 'splitt'; did you mean 'split'?"),
+        ("env_kwargs.split=unseen", "split='unseen'"),
+        ("split=held-out", "unknown 'split=held-out', expected run=, "),
+    ):
+        capsys.readouterr()
+        assert train.main([*command, change]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1

@@ -12,6 +12,7 @@ from torch import Tensor
 from toy import PointMass
 
 import envs
+import train
 from envs.adapt import to_gymnasium
 from envs.base import BatchedEnv, CounterRNG
 
@@ -422,3 +423,19 @@ def test_what_is_no_device_or_action_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"device='cuda': torch .* sees no CUDA device"):
         envs.make("point-robot", device="cuda")
+
+
+def test_groups_of_environments(capsys):
+    for prefix in ("pixels/dmc", "pixels", "dmc", "pixels/dmc/"):
+        assert train.main(["list", prefix]) == 0
+        listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert listed == [id for id in envs.ENVS if id.startswith(prefix.rstrip("/") + "/")]
+        assert listed
+    assert train.main(["list", "tabletop"]) == 0  # an id, and the beginning of another
+    assert "start:" in capsys.readouterr().out
+    assert train.main(["list", "pixels/dm"]) == 2
+    assert "unknown environment 'pixels/dm'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"acrobot-swingup'.*; pixels/dmc/ has cartpole-balance, "):
+        envs.make("pixels/dmc/acrobot-swingup")
+    with pytest.raises(ValueError, match="'dmc' is a group of environments; dmc/ has "):
+        envs.make("dmc")
