@@ -103,11 +103,13 @@ def find(id: str) -> Callable[..., BatchedEnv]:
     if prefix in FOREIGN and name:
         return partial(FOREIGN[prefix], name)
     if group(id):
-        raise ValueError(f"{id!r} is a group of environments{_members(id)}")
-    above = id.rpartition("/")[0]
-    members = _members(above) if group(above) else ""
-    hint = _hint(id, [*ENVS, *(f"{prefix}/" for prefix in FOREIGN)])
-    raise ValueError(f"unknown environment {id!r}{hint}{members}")
+        raise ValueError(f"{id!r} is a group of environments; {_members(id)}")
+    above, known = id.rpartition("/")[0], [*ENVS, *(f"{prefix}/" for prefix in FOREIGN)]
+    hint = _hint(id, known)
+    if group(above):
+        close = difflib.get_close_matches(id, known, 1)
+        hint = f"{hint} {_members(above)}" if close else f"; {_members(above)}"
+    raise ValueError(f"unknown environment {id!r}{hint}")
 
 
 def make(
@@ -159,11 +161,10 @@ def make(
 
 def _members(prefix: str) -> str:
     """The first ids of a group, for a message."""
-    names = [id.removeprefix(f"{prefix.rstrip('/')}/") for id in group(prefix)]
+    prefix = prefix.rstrip("/")
+    names = [id.removeprefix(f"{prefix}/") for id in group(prefix)]
     more = ", …" if len(names) > 10 else ""
-    return (
-        f"; {prefix.rstrip('/')}/ has {', '.join(names[:10])}{more}, see `train.py list {prefix}`"
-    )
+    return f"{prefix}/ has {', '.join(names[:10])}{more}; see `train.py list {prefix}`"
 
 
 def _hint(name: str, choices: Any) -> str:
