@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from slim_report import group, read, table
+from slim_report import group, interval, read, table
 
 SHOWN = {
     "timesteps": "steps", "updates": "updates", "cpu_seconds": "CPU-s", "return": "return",
@@ -63,24 +63,26 @@ def _where(row: dict[str, Any]) -> str:
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Interquartile means over seeds with their 95 % intervals, a line per method."""
     from matplotlib.figure import Figure
 
     from agents.core.plot import save_figure
 
-    figure = Figure(figsize=(4 * len(DRAWN), 6), layout="constrained")
+    figure = Figure(figsize=(4 * len(DRAWN), 6.5), layout="constrained")
+    methods = group(rows, lambda r: r["method"])
     for i, axis in enumerate(("updates", "cpu_seconds")):
         for j, name in enumerate(DRAWN):
             axes = figure.add_subplot(2, len(DRAWN), i * len(DRAWN) + j + 1)
-            runs, methods = group(rows, lambda r: (r["method"], r["seed"])), []
-            for (method, _), points in runs.items():
-                if name not in points[0]:  # no distractor
+            for method, runs in methods.items():
+                if name not in runs[0]:  # no distractor
                     continue
-                label = None if method in methods else method  # a line per seed, named once
-                methods += [method] if label else []
-                x, y = ([p[column] for p in points] for column in (axis, name))
-                colour = f"C{methods.index(method)}"
-                axes.plot(x, y, marker=".", color=colour, label=label)
+                points = group(runs, lambda r: r["timesteps"]).values()
+                x = [np.mean([r[axis] for r in point]) for point in points]
+                y, low, high = zip(*(interval([r[name] for r in p]) for p in points), strict=True)
+                axes.plot(x, y, marker=".", label=method)
+                axes.fill_between(x, low, high, alpha=0.12)
             axes.set(xlabel=axis, title=name)
             axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    lines, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8)
     save_figure(figure, path)
