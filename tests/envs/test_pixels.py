@@ -351,6 +351,7 @@ def test_a_row_is_the_same_in_a_large_batch() -> None:
         ({"duration": 10**30}, r"duration=1000000000000000000000000000000: expected an integer"),
         ({"sparse": "no"}, r"sparse='no': expected True or False"),
         ({"background": "video", "videos": 3}, r"videos=3: expected a folder of videos"),
+        ({"background": "video", "videos": ""}, r"videos='': expected a folder of videos"),
         ({"backgroud": "video"}, r"no argument 'backgroud'; did you mean 'background'\?"),
     ],
 )
