@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any, Literal, Protocol
 
 import gymnasium as gym
@@ -115,7 +116,7 @@ class MjBatchSim:
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, num_threads: int = 0) -> None:
         self.model, self.num_envs, self.device = model, num_envs, torch.device("cpu")
-        if not isinstance(num_threads, int) or num_threads < 0:
+        if not isinstance(num_threads, Integral) or num_threads < 0:
             raise ValueError(f"num_threads={num_threads!r}: expected at least 0, a whole number")
         self._batch = batch.Batch(model, num_envs, min(num_threads or processors(), num_envs))
         self._rows = torch.from_numpy(self._batch.state)
